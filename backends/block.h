@@ -1,0 +1,54 @@
+/*
+ * block.h - where a disk's bytes are
+ *
+ * A struct block answers requests asynchronously on one loop's thread: queue as many as there are,
+ * submit once, done() comes later from the loop. Offsets and lengths are bytes, multiples of the
+ * logical block size (the device has checked), inside the disk. Implementations: block_uring.c,
+ * block_threads.c (where io_uring is refused), block_ram.c (tests, fuzzers).
+ */
+#ifndef BACKENDS_BLOCK_H
+#define BACKENDS_BLOCK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "base/err.h"
+#include "base/loop.h"
+
+enum block_op { BLOCK_READ, BLOCK_WRITE, BLOCK_FLUSH, BLOCK_DISCARD, BLOCK_WRITE_ZEROES };
+
+struct block_request {
+	enum block_op op;
+	bool unmap; /* WRITE_ZEROES: space may be given back */
+	uint64_t offset, len;
+	const struct iovec *iov; /* READ and WRITE; the owner's, until done */
+	unsigned niov;
+	/* On the loop's thread, never from within queue(). result 0 or -errno; never short. */
+	void (*done)(struct block_request *r, int result);
+	struct block_request *next; /* the backend's while in flight */
+	uint64_t progress;          /* the backend's: bytes already moved, after a short transfer */
+	void *backend_data;         /* the backend's */
+};
+
+struct block;
+
+struct block_ops {
+	const char *name; /* "io_uring", "threads", "ram" */
+	int (*attach)(struct block *b, struct loop *loop, struct err *err); /* once, before requests */
+	void (*queue)(struct block *b, struct block_request *r);
+	void (*submit)(struct block *b); /* everything queued, in as few system calls as it takes */
+	void (*free)(struct block *b);   /* nothing in flight; closes and unlocks */
+};
+
+struct block {
+	const struct block_ops *ops;
+	char *path;              /* as configured, for messages */
+	uint64_t size;           /* bytes, multiple of logical_block */
+	uint32_t logical_block;  /* 512 or 4096 */
+	uint32_t physical_block; /* preferred write size, >= logical_block */
+	bool read_only;
+	bool can_discard, can_write_zeroes;
+};
+
+#endif

@@ -1,0 +1,50 @@
+/*
+ * net.h - where a NIC's frames go
+ *
+ * Frames carry a struct virtio_net_hdr_v1 (12 bytes) in front, as TAP speaks it with
+ * IFF_VNET_HDR. One struct netif is one queue pair; a multiqueue NIC has several. Implementations:
+ * net_tap.c, net_loop.c (two ends joined in memory, for tests and fuzzers).
+ */
+#ifndef BACKENDS_NET_H
+#define BACKENDS_NET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "base/err.h"
+
+/* Offloads the guest has agreed to receive (TUNSETOFFLOAD). */
+enum net_offload {
+	NET_OFFLOAD_CSUM = 1,
+	NET_OFFLOAD_TSO4 = 2,
+	NET_OFFLOAD_TSO6 = 4,
+	NET_OFFLOAD_ECN = 8,
+	NET_OFFLOAD_UFO = 16,
+	NET_OFFLOAD_USO = 32,
+};
+
+#define NET_VNET_HDR_LEN 12
+#define NET_FRAME_MAX    (65535 + 14 + 4 + NET_VNET_HDR_LEN)
+
+struct netif;
+
+struct netif_ops {
+	const char *name;
+	/* One frame. Bytes moved; -EAGAIN (wait for @fd); -errno. Never blocks. */
+	ssize_t (*send)(struct netif *n, const struct iovec *iov, unsigned niov);
+	ssize_t (*receive)(struct netif *n, const struct iovec *iov, unsigned niov);
+	int (*set_offload)(struct netif *n, unsigned offloads); /* 0 or -errno */
+	void (*free)(struct netif *n); /* closes; removes the tap if we created it */
+};
+
+struct netif {
+	const struct netif_ops *ops;
+	int fd;        /* poll for EPOLLIN / EPOLLOUT; -1: none (tests drive it) */
+	char *name;    /* tap's name, for messages */
+	uint16_t mtu;  /* 0: unknown */
+	unsigned offloads; /* what it can do, enum net_offload */
+};
+
+#endif

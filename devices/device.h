@@ -1,0 +1,48 @@
+/*
+ * device.h - what every device is to the machine
+ *
+ * Embedded first in each device's struct. The machine stops in one fixed order: vCPUs pause,
+ * quiesce() of every device, then state may be read; resume() is the way back.
+ *
+ * Locking: @lock guards the device's registers. Bus regions name it, so read and write operations
+ * run under it on a vCPU thread; the device's loop takes it once per batch. reset, quiesce and resume
+ * are called without it, on the main thread, while no vCPU runs.
+ */
+#ifndef DEVICES_DEVICE_H
+#define DEVICES_DEVICE_H
+
+#include <pthread.h>
+
+#include "base/err.h"
+#include "base/state.h"
+
+struct device;
+
+struct device_ops {
+	const char *type; /* "virtio-blk", "uart16550": stable, used in snapshots */
+
+	void (*reset)(struct device *d); /* to power-on state; nothing is in flight afterwards */
+	void (*quiesce)(struct device *d); /* take no new work, return when none is in flight */
+	void (*resume)(struct device *d);  /* look at every queue again: a kick may have come */
+	void (*free)(struct device *d);
+};
+
+#define DEVICE_PARTS_MAX 6
+
+struct device {
+	const struct device_ops *ops;
+	const char *name; /* instance: "disk.root", "serial0"; stable, owned by the device */
+	pthread_mutex_t lock;
+	struct state_part parts[DEVICE_PARTS_MAX];
+	unsigned nparts;
+};
+
+/* @name is copied. 0 or -ENOMEM. */
+int device_init(struct device *d, const struct device_ops *ops, const char *name);
+void device_fini(struct device *d);
+
+/* Name a piece of guest-visible state; at most DEVICE_PARTS_MAX. @regs lives as long as @d. */
+void device_add_state(struct device *d, const struct state_desc *desc, void *regs,
+		      const void *validate_with);
+
+#endif
