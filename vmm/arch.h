@@ -140,6 +140,9 @@ int arch_vcpu_init(int vcpu_fd, const struct arch_cpu *c, unsigned index, struct
 /* Power-on state of every register; vCPU 0 runnable, the others wait. */
 int arch_vcpu_reset(int vcpu_fd, const struct arch_cpu *c, unsigned index, struct err *err);
 
+/* The registers that tell where a vCPU is, one line for the log. The vCPU is stopped. */
+void arch_vcpu_describe(int vcpu_fd, char *buf, size_t len);
+
 /* Registers of the boot vCPU as the boot protocol wants them. After boot_load(). */
 int arch_vcpu_set_entry(int vcpu_fd, const struct boot *b, struct err *err);
 

@@ -1,0 +1,26 @@
+/*
+ * kvm.h - /dev/kvm and what it must offer (Documentation/virt/kvm/api.rst)
+ */
+#ifndef VMM_KVM_H
+#define VMM_KVM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/err.h"
+
+struct kvm {
+	int fd;            /* /dev/kvm, kept: a reset makes a new VM from it */
+	size_t run_size;   /* bytes to map of each vCPU */
+	unsigned max_vcpus;
+	bool any_length_kicks; /* KVM_CAP_IOEVENTFD_ANY_LENGTH: x86 fast path of zero-length kicks */
+};
+
+/* 0; -ENOENT, -EACCES, -ENODEV ... with what to do about it. */
+int kvm_open(struct kvm *k, struct err *err);
+void kvm_close(struct kvm *k);
+
+/* A new, empty VM: its descriptor or -errno. */
+int kvm_create_vm(const struct kvm *k, struct err *err);
+
+#endif

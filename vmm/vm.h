@@ -1,0 +1,101 @@
+/*
+ * vm.h - the machine: KVM descriptors, guest RAM, vCPUs, devices, and its life
+ *
+ *	vm_new -> vm_start -> { vm_pause <-> vm_resume | vm_reset }* -> vm_free
+ *
+ * Everything here is called on the main thread. What vCPU and I/O threads have to say (the guest
+ * powers off, KVM fails) reaches it through one event on the main loop.
+ *
+ * The stop order is fixed: vCPUs park, devices quiesce (no new work, nothing in flight), then state
+ * may be read or the machine rebuilt. A reset closes the KVM VM and makes a new one, so power-on
+ * state is the kernel's own and no register can be forgotten; devices stay and are reconnected.
+ */
+#ifndef VMM_VM_H
+#define VMM_VM_H
+
+#include <json-c/json.h>
+
+#include "base/bus.h"
+#include "base/err.h"
+#include "base/guest_memory.h"
+#include "base/loop.h"
+#include "devices/device.h"
+#include "vmm/arch.h"
+#include "vmm/config.h"
+#include "vmm/kvm.h"
+#include "vmm/notify.h"
+#include "vmm/vcpu.h"
+
+#define VM_DEVICES_MAX 80
+
+enum vm_state { VM_CREATED, VM_RUNNING, VM_PAUSED, VM_STOPPED };
+
+struct pci_bus;
+struct ged;
+
+/* What happened, for whoever watches (control socket, log). Main thread. @params may be NULL; borrowed. */
+typedef void (*vm_event_fn)(void *opaque, const char *event, struct json_object *params);
+
+struct vm {
+	const struct config *config; /* borrowed */
+	struct loop *loop;           /* the main loop, borrowed */
+	vm_event_fn on_event;
+	void *opaque;
+
+	struct kvm kvm;
+	int fd; /* the KVM VM; replaced by a reset */
+	struct gmem *mem;
+	struct arch_layout layout;
+	struct arch_machine machine; /* what the firmware tables describe */
+	struct arch_cpu *cpu;
+	struct boot *boot;
+	struct bus mmio, pio;
+	struct notify notify;
+	struct vcpus vcpus;
+
+	struct device *devices[VM_DEVICES_MAX]; /* owned, in order of creation */
+	unsigned ndevices;
+	struct loop **io_loops; /* threads of their own; owned */
+	unsigned nio_loops;
+	struct pci_bus *pci;
+	struct ged *ged;
+	struct console *console;
+
+	enum vm_state state;
+	struct timespec started; /* CLOCK_MONOTONIC */
+	unsigned resets;
+
+	/* Requests from other threads: set, then signal. Read on the main loop. */
+	struct event request;
+	struct loop_watch request_watch;
+	_Atomic int power;       /* enum vm_power; the first one wins */
+	_Atomic int exit_status; /* WIRE_POWER_EXIT */
+
+	int status;              /* exit status once VM_STOPPED */
+	const char *stop_reason; /* static string */
+};
+
+/*
+ * Open everything the configuration names: KVM, memory, kernel files, devices. Nothing runs. On
+ * error everything is as before and @err says what to do.
+ */
+struct vm *vm_new(const struct config *c, struct loop *main_loop, vm_event_fn on_event,
+		  void *opaque, struct err *err);
+void vm_free(struct vm *vm); /* stops what runs */
+
+int vm_start(struct vm *vm, struct err *err); /* power on; paused if so configured */
+void vm_pause(struct vm *vm);
+void vm_resume(struct vm *vm);
+int vm_reset(struct vm *vm, struct err *err);
+void vm_power_button(struct vm *vm);
+
+/* End the machine: vCPUs parked, devices quiet; the main loop returns. @reason is static. */
+void vm_stop(struct vm *vm, int status, const char *reason);
+
+const char *vm_state_name(const struct vm *vm);
+
+/* machine.c: what exists, at which address, on which interrupt. */
+int machine_build(struct vm *vm, struct err *err);
+void machine_free(struct vm *vm);
+
+#endif
