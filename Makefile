@@ -18,7 +18,7 @@ ARCH := $(shell uname -m)
 PYTHON := /usr/bin/python3
 
 # What is linked, and where pkg-config finds it. tools/setup installs the same packages.
-PKGS := json-c liburing libseccomp libcap libnl-3.0 libnl-route-3.0
+PKGS := json-c liburing libseccomp libcap libpsx libnl-3.0 libnl-route-3.0
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -pthread
 

@@ -1,0 +1,16 @@
+/*
+ * sandbox.h - what the process may still do once the guest runs
+ */
+#ifndef VMM_SANDBOX_H
+#define VMM_SANDBOX_H
+
+#include "base/err.h"
+
+/*
+ * Give up all capabilities and every system call that is not on the list in sandbox.c, in every
+ * thread, for good. Call when everything is open and before the guest's first instruction. 0 or
+ * -errno.
+ */
+int sandbox_enter(struct err *err);
+
+#endif
