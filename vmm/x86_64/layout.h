@@ -4,7 +4,7 @@
  *	0x0000'0000   RAM, up to 3 GiB; the first MiB is laid out in boot.h
  *	0xC000'0000   PCI window for 32-bit BARs
  *	0xD000'0000   virtio-mmio windows
- *	0xE000'0000   PCI configuration space (ECAM), reserved for 256 buses, bus 0 answers
+ *	0xE000'0000   PCI configuration space (ECAM), bus 0
  *	0xFEC0'0000   I/O APIC
  *	0xFEE0'0000   local APICs
  *	0xFFFB'C000   pages KVM needs on Intel hosts for real mode
@@ -23,9 +23,9 @@
 #define X86_MMIO_BASE   0xD0000000ull
 #define X86_MMIO_STRIDE 0x1000ull
 
-/* 256 MiB are reserved so that the guest's MCFG checks hold; buses above 0 read as absent. */
+/* One bus: MCFG, host bridge and e820 all say bus 0 to 0. The rest up to 0xF000'0000 stays free. */
 #define X86_ECAM_BASE 0xE0000000ull
-#define X86_ECAM_SIZE 0x10000000ull
+#define X86_ECAM_SIZE 0x100000ull
 
 #define X86_IOAPIC_BASE 0xFEC00000ull
 #define X86_LAPIC_BASE  0xFEE00000ull
