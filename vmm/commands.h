@@ -12,7 +12,8 @@
 struct command {
 	const char *name;
 	int (*fn)(int argc, char **argv, struct err *err);
-	const char *help; /* one line */
+	const char *help;  /* one line, no full stop */
+	const char *words; /* what bash completes as its arguments, or NULL; "--a --b c" */
 };
 
 /* The array in main.c, ended by a NULL name: help and completion list it. */

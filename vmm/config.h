@@ -23,7 +23,7 @@
 #define CONFIG_DISKS_MAX 30
 #define CONFIG_NETS_MAX  30
 #define CONFIG_CPUS_MAX  64
-#define CONFIG_ID_MAX    63 /* bytes without the NUL; ^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$ */
+#define CONFIG_ID_MAX    63         /* bytes without the NUL; ^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$ */
 #define CONFIG_JSON_MAX  (1u << 20) /* bytes of a configuration file */
 
 enum config_kernel_type {
@@ -68,9 +68,9 @@ struct config_net {
 	char *tap; /* interface name; NULL when fd is given */
 	int fd;    /* inherited tap descriptor, -1 when none */
 	struct config_mac mac;
-	unsigned mtu; /* 0: as the tap has it */
-	char *addr;   /* host side, "192.0.2.1/24" or IPv6; NULL: leave alone */
-	bool create;  /* make the tap when it is not there */
+	unsigned mtu;    /* 0: as the tap has it */
+	char *addr;      /* host side, "192.0.2.1/24" or IPv6; NULL: leave alone */
+	bool create;     /* make the tap when it is not there */
 	unsigned queues; /* pairs, 1..32 */
 	unsigned queue_size;
 };
@@ -103,7 +103,7 @@ struct config {
 	struct config_rng rng;
 	char *serial; /* what console_new() takes: stdio, null, pty, file:PATH, unix:PATH */
 
-	char *control; /* socket path; NULL: none was asked for */
+	char *control;  /* socket path; NULL: none was asked for */
 	bool no_reboot; /* exit with EXIT_GUEST_RESET instead of starting again */
 	bool paused;    /* wait for `resume` on the control socket */
 	bool testdev;   /* port 0xF4 and the other kvm-unit-tests devices */
@@ -148,10 +148,14 @@ int config_check(const struct config *c, struct err *err);
 /* Everything, defaults too, as JSON that config_from_json() takes. malloc'd; NULL: no memory. */
 char *config_to_json(const struct config *c);
 
-/* ---- made from the table (config_help.c) ---- */
+/* ---- made from the table ---- */
 
-void config_print_help(FILE *f);       /* coracle run --help */
-void config_print_man(FILE *f);        /* mdoc(7) list of options */
-void config_print_schema(FILE *f);     /* JSON schema, draft 2020-12 */
+struct command;
+
+void config_print_help(FILE *f);   /* coracle run --help */
+void config_print_man(FILE *f);    /* the options as mdoc(7), for docs/coracle.1.in */
+void config_print_schema(FILE *f); /* JSON schema, draft 2020-12: docs/config.schema.json */
+/* A bash script completing @commands (commands.h, ended by a NULL name) and these options. */
+void config_print_completion(FILE *f, const struct command *commands);
 
 #endif

@@ -1,0 +1,54 @@
+/*
+ * main.c - find the subcommand, say what went wrong, exit
+ *
+ * The only place that exits. Commands report by return value and struct err.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "vmm/commands.h"
+#include "vmm/exit_status.h"
+
+const struct command commands[] = {
+	{ "help", cmd_help, "list the commands, or one's options",
+	  "run --man-options --schema --completion" },
+	{ "version", cmd_version, "print the version", NULL },
+	{ NULL, NULL, NULL, NULL },
+};
+
+static const struct command *find_command(const char *name)
+{
+	if (!strcmp(name, "--help") || !strcmp(name, "-h"))
+		name = "help";
+	else if (!strcmp(name, "--version") || !strcmp(name, "-V"))
+		name = "version";
+	for (const struct command *c = commands; c->name; c++)
+		if (!strcmp(c->name, name))
+			return c;
+	return NULL;
+}
+
+int main(int argc, char **argv)
+{
+	const struct command *c;
+	struct err err = { 0 };
+	int status;
+
+	if (argc < 2) {
+		cmd_help(1, argv, &err);
+		return EXIT_USAGE;
+	}
+	c = find_command(argv[1]);
+	if (!c) {
+		fprintf(stderr, "coracle: no command %.64s: coracle help lists them\n", argv[1]);
+		return EXIT_USAGE;
+	}
+	status = c->fn(argc - 1, argv + 1, &err);
+	if (err.code)
+		fprintf(stderr, "coracle %s: %s\n", c->name, err.msg);
+	if (fflush(stdout) && status == EXIT_OK) {
+		perror("coracle: standard output");
+		return EXIT_HOST;
+	}
+	return status;
+}
