@@ -43,6 +43,13 @@ endif
 ALL_CFLAGS := -std=gnu11 -pthread $(WARN) $(CFLAGS_$(V)) $(CFLAGS)
 ALL_LDFLAGS := -pthread $(LDFLAGS_$(V)) $(LDFLAGS)
 
+# `make VERBOSE=1` shows the commands themselves.
+ifndef VERBOSE
+Q_CC = @echo "  CC    $@";
+Q_AR = @echo "  AR    $@";
+Q_LD = @echo "  LINK  $@";
+endif
+
 # Lowest first; each may include only what its line in tools/layers allows.
 FOLDERS := base backends image devices virtio vmm
 src = $(wildcard $(1)/*.c) $(if $(filter vmm,$(1)),$(wildcard vmm/$(ARCH)/*.c))
@@ -57,27 +64,30 @@ all: $(B)/coracle ## build ./build/release/coracle (V=asan, V=tsan for the other
 
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+	$(Q_CC)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
 
 define folder_rule
 OBJ_$(1) := $$(patsubst %.c,$$(B)/%.o,$$(filter-out vmm/main.c,$$(call src,$(1))))
 $$(B)/lib$(1).a: $$(OBJ_$(1))
 	@mkdir -p $$(@D)
 	@rm -f $$@
-	ar rcs $$@ $$(OBJ_$(1))
+	$(Q_AR)$$(if $$(OBJ_$(1)),ar rcs $$@ $$(OBJ_$(1)),ar rc $$@)
 endef
 $(foreach f,$(FOLDERS),$(eval $(call folder_rule,$(f))))
 
+.PHONY: objects
+objects: $(LIB_FILES) $(B)/vmm/main.o
+
 $(B)/coracle: $(B)/vmm/main.o $(LIB_FILES)
-	$(CC) $(ALL_LDFLAGS) $< $(LINK_LIBS) $(LIBS) -o $@
+	$(Q_LD)$(CC) $(ALL_LDFLAGS) $< $(LINK_LIBS) $(LIBS) -o $@
 
 $(B)/tests/unit/%: $(B)/tests/unit/%.o $(LIB_FILES)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_LDFLAGS) $< $(LINK_LIBS) $(LIBS) -lcmocka -o $@
+	$(Q_LD)$(CC) $(ALL_LDFLAGS) $< $(LINK_LIBS) $(LIBS) -lcmocka -o $@
 
 $(B)/tests/fuzz/%: $(B)/tests/fuzz/%.o $(LIB_FILES)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer $< $(LINK_LIBS) $(LIBS) -o $@
+	$(Q_LD)$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer $< $(LINK_LIBS) $(LIBS) -o $@
 
 unit: $(UNIT) ## build and run the unit tests of this variant (V=...)
 	@set -e; for t in $(UNIT); do echo "== $$t"; $$t; done

@@ -51,4 +51,27 @@ struct block {
 	bool can_discard, can_write_zeroes;
 };
 
+enum block_aio { BLOCK_AIO_AUTO, BLOCK_AIO_URING, BLOCK_AIO_THREADS };
+
+struct block_options {
+	const char *path;
+	bool read_only;
+	bool direct;       /* O_DIRECT */
+	bool writethrough; /* O_DSYNC: a write is done when it is on stable storage */
+	bool discard;      /* offer discard and unmapping write-zeroes where the host can */
+	enum block_aio aio;
+	unsigned depth;    /* requests in flight at most */
+};
+
+/*
+ * A raw file or block device (block_file.c). Takes an OFD lock (exclusive; shared when read-only) and
+ * for block devices O_EXCL as well: a disk another machine has open is refused by name, -EBUSY. A
+ * file whose size is not a multiple of 512 loses its tail, which is logged; smaller than that: -EINVAL.
+ */
+struct block *block_file_open(const struct block_options *o, struct err *err);
+
+/* Memory, for tests and fuzzers: completes on loop_poll(). @fail_at: an offset that gives -EIO, or
+ * UINT64_MAX. */
+struct block *block_ram_new(uint64_t size, uint64_t fail_at, struct err *err);
+
 #endif

@@ -47,4 +47,24 @@ struct netif {
 	unsigned offloads; /* what it can do, enum net_offload */
 };
 
+struct net_tap_options {
+	const char *name;  /* NULL when fd is given */
+	int fd;            /* inherited tap descriptor, or -1; owned by the netif on success */
+	bool create;       /* make it when absent; it then goes away with us */
+	const char *addr;  /* "192.0.2.1/24" for the host's side, or NULL */
+	unsigned mtu;      /* set on the tap when not 0 */
+	unsigned pairs;    /* queue pairs */
+};
+
+/*
+ * Open @o->pairs queues of a tap into @n[] and set it up. -EBUSY in use by another machine, -EPERM,
+ * -ENODEV absent and not to be created: each message names the tap and what to do. On error nothing
+ * stays open or made.
+ */
+int net_tap_open(const struct net_tap_options *o, struct netif **n, struct err *err);
+
+/* Two ends joined in memory, for tests and fuzzers: what one sends the other receives, up to @depth
+ * frames. */
+int net_loop_new(unsigned depth, struct netif *end[2], struct err *err);
+
 #endif

@@ -18,26 +18,43 @@
 
 struct device;
 
+/* Takes one counter: "read-ops", 12. */
+typedef void (*device_stat_fn)(void *arg, const char *key, uint64_t value);
+
 struct device_ops {
 	const char *type; /* "virtio-blk", "uart16550": stable, used in snapshots */
 
 	void (*reset)(struct device *d); /* to power-on state; nothing is in flight afterwards */
 	void (*quiesce)(struct device *d); /* take no new work, return when none is in flight */
 	void (*resume)(struct device *d);  /* look at every queue again: a kick may have come */
+	/* Counters for whoever watches; takes @lock itself; may be NULL. */
+	void (*stats)(struct device *d, device_stat_fn put, void *arg);
 	void (*free)(struct device *d);
 };
 
-#define DEVICE_PARTS_MAX 6
+/*
+ * Whoever wants to hear of failed I/O (the machine: an event on the control socket). Called under
+ * @lock on the device's thread, as often as the device logs it; must neither block nor call back.
+ */
+struct device_listener {
+	/* @op "read", "write", "flush" ...; bytes; @error a negative errno */
+	void (*io_error)(void *opaque, const struct device *d, const char *op, uint64_t offset,
+			 uint64_t len, int error);
+	void *opaque;
+};
+
+#define DEVICE_PARTS_MAX 8
 
 struct device {
 	const struct device_ops *ops;
 	const char *name; /* instance: "disk.root", "serial0"; stable, owned by the device */
 	pthread_mutex_t lock;
+	const struct device_listener *listener; /* borrowed; NULL: nobody listens */
 	struct state_part parts[DEVICE_PARTS_MAX];
 	unsigned nparts;
 };
 
-/* @name is copied. 0 or -ENOMEM. */
+/* @name is copied; the lock is ready. 0 or -ENOMEM. */
 int device_init(struct device *d, const struct device_ops *ops, const char *name);
 void device_fini(struct device *d);
 

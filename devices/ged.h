@@ -19,4 +19,18 @@
 #define GED_SLEEP_TYPE_S5 5
 #define GED_RESET_VALUE   1
 
+#include <stdint.h>
+
+#include "base/bus.h"
+#include "devices/device.h"
+#include "devices/wiring.h"
+
+struct ged;
+
+/* On @bus (port or memory) at @base, edge interrupt on @gsi. Instance name "ged". NULL on error. */
+struct ged *ged_new(struct bus *bus, uint64_t base, unsigned gsi, struct wiring *wiring,
+		    struct err *err);
+struct device *ged_device(struct ged *g);
+void ged_power_button(struct ged *g); /* any thread, without the lock */
+
 #endif

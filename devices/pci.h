@@ -15,6 +15,7 @@
 
 #include "base/bus.h"
 #include "base/state.h"
+#include "devices/device.h"
 #include "devices/wiring.h"
 
 #define PCI_CFG_SIZE     256
@@ -39,6 +40,8 @@ struct pci_msix_regs {
 	uint16_t count;                /* must match the device's at load */
 	uint8_t pad_[2];
 };
+
+extern const struct state_desc pci_state, msix_state;
 
 struct pci_bus;
 
@@ -65,5 +68,77 @@ struct pci_function {
 	void (*bar_moved)(struct pci_function *f, unsigned bar, uint64_t base, bool mapped);
 	void *opaque;
 };
+
+/* ---- a function, for its device (pci_function.c, pci_msix.c) ---- */
+
+struct pci_id {
+	uint16_t vendor, device, subvendor, subdevice;
+	uint8_t revision;
+	uint32_t class_code; /* 24 bits: class, subclass, interface */
+};
+
+/* The common header. @lock is the device's; configuration space is then answered under it. */
+void pci_function_init(struct pci_function *f, const struct pci_id *id, pthread_mutex_t *lock);
+void pci_function_fini(struct pci_function *f); /* leaves its bus, unbinds, frees vectors */
+
+/* A 64-bit memory BAR (uses @bar and @bar + 1). @size a power of two, at least 4096. */
+void pci_add_bar64(struct pci_function *f, unsigned bar, uint64_t size,
+		   const struct region_ops *ops, void *opaque, const char *name);
+
+/*
+ * Append a capability: @body is what follows the id and next bytes, @len its length, @wmask (may be
+ * NULL: read-only) the bits of it the guest may write. Returns its offset in configuration space.
+ */
+unsigned pci_add_cap(struct pci_function *f, uint8_t id, const void *body, unsigned len,
+		     const void *wmask);
+
+/*
+ * MSI-X with @count vectors, table and PBA in @bar at these offsets; makes the events. The device's
+ * BAR operations hand accesses to those ranges to pci_msix_table_* and pci_msix_pba_read. 0 or -errno.
+ */
+int pci_add_msix(struct pci_function *f, struct wiring *wiring, unsigned count, unsigned bar,
+		 uint32_t table_off, uint32_t pba_off, struct err *err);
+#define PCI_MSIX_TABLE_SIZE(n) ((n) * 16u)
+#define PCI_MSIX_PBA_SIZE(n)   ((((n) + 63u) / 64u) * 8u)
+
+/* @off from the table's (PBA's) start; past the end reads 0 and is not written. Under @lock. */
+void pci_msix_table_read(struct pci_function *f, uint64_t off, void *data, unsigned len);
+void pci_msix_table_write(struct pci_function *f, uint64_t off, const void *data, unsigned len);
+void pci_msix_pba_read(struct pci_function *f, uint64_t off, void *data, unsigned len);
+
+/* Raise @vector; pending while masked, out of range: nothing. Any thread, under @lock. */
+void pci_msix_signal(struct pci_function *f, unsigned vector);
+
+/* Power-on state: header's writable bits, MSI-X off and masked, BARs unmapped. */
+void pci_function_reset(struct pci_function *f);
+
+/* After a load of pci_state and msix_state: map BARs, bind vectors as the registers say. */
+void pci_function_restore(struct pci_function *f);
+
+/* ---- the bus and its host bridge (pci_bus.c) ---- */
+
+struct pci_bus_config {
+	struct bus *mmio, *pio;
+	uint64_t ecam_base, ecam_size;
+	uint64_t bars_base, bars_size; /* where 64-bit BARs go at power-on, as firmware would */
+	struct wiring *wiring;         /* 0xCF9 resets the machine */
+};
+
+/*
+ * An empty bus 0 with the host bridge in slot 0, answering ECAM, 0xCF8/0xCFC (and reset control in
+ * 0xCF9). It is a device of its own ("pci-host", instance "pci0"): pci_bus_device(). NULL on error.
+ */
+struct pci_bus *pci_bus_new(const struct pci_bus_config *c, struct err *err);
+struct device *pci_bus_device(struct pci_bus *b); /* free it by its ops, after all functions */
+
+/* -EEXIST: the slot is taken; -EINVAL. */
+int pci_bus_add(struct pci_bus *b, struct pci_function *f, unsigned slot, struct err *err);
+void pci_bus_remove(struct pci_bus *b, struct pci_function *f);
+
+/*
+ * What firmware does before an operating system starts: give every BAR its address and switch memory
+ * decoding on. Called by the machine at power-on and after each reset.
+ */
+int pci_bus_assign_bars(struct pci_bus *b, struct err *err);
 
 #endif

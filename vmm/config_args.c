@@ -226,7 +226,7 @@ static int next_option(int argc, char **argv, int *i, struct option *o, struct e
 static int apply_args(struct config *c, int argc, char **argv, bool files, struct err *err)
 {
 	for (int i = 1; i < argc;) {
-		struct option o;
+		struct option o = { 0 };
 		int r = next_option(argc, argv, &i, &o, err);
 
 		if (!r && !strcmp(o.key->name, "help"))

@@ -211,7 +211,7 @@ static int set_list(const struct config_key *k, struct config *c, json_object *o
 		void *base = config_list_add(k, c, err);
 		char inner[PLACE_MAX];
 
-		snprintf(inner, sizeof(inner), "%s[%zu]", place, i);
+		snprintf(inner, sizeof(inner), "%.100s[%zu]", place, i);
 		if (!base)
 			return err_prefix(err, "%s", inner);
 		r = set_group(k, c, base, json_object_array_get_idx(o, i), inner, err);
@@ -304,7 +304,7 @@ int config_from_file(struct config *c, const char *path, struct err *err)
 {
 	cleanup_fd int fd = open(path, O_RDONLY | O_CLOEXEC);
 	cleanup_free char *text = NULL;
-	size_t len;
+	size_t len = 0;
 	int r;
 
 	if (fd < 0)

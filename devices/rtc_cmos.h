@@ -1,0 +1,15 @@
+/*
+ * rtc_cmos.h - the MC146818 clock of a PC, time only
+ *
+ * Index and data at two ports. Shows the host's wall clock in UTC plus the offset the guest has set; no
+ * alarm, no periodic interrupt, 114 bytes of CMOS memory.
+ */
+#ifndef DEVICES_RTC_CMOS_H
+#define DEVICES_RTC_CMOS_H
+
+#include "base/bus.h"
+#include "devices/device.h"
+
+struct device *rtc_cmos_new(struct bus *pio, uint64_t base, struct err *err); /* instance "rtc" */
+
+#endif
