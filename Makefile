@@ -71,7 +71,7 @@ OBJ_$(1) := $$(patsubst %.c,$$(B)/%.o,$$(filter-out vmm/main.c,$$(call src,$(1))
 $$(B)/lib$(1).a: $$(OBJ_$(1))
 	@mkdir -p $$(@D)
 	@rm -f $$@
-	$(Q_AR)$$(if $$(OBJ_$(1)),ar rcs $$@ $$(OBJ_$(1)),ar rc $$@)
+	$$(Q_AR)$$(if $$(OBJ_$(1)),ar rcs $$@ $$(OBJ_$(1)),ar rc $$@)
 endef
 $(foreach f,$(FOLDERS),$(eval $(call folder_rule,$(f))))
 

@@ -10,6 +10,7 @@
 #include "vmm/exit_status.h"
 
 const struct command commands[] = {
+	{ "run", cmd_run, "start a virtual machine and stay with it until it ends", NULL },
 	{ "help", cmd_help, "list the commands, or one's options",
 	  "run --man-options --schema --completion" },
 	{ "version", cmd_version, "print the version", NULL },

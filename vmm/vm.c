@@ -23,7 +23,7 @@
 enum vm_power { VM_POWER_NONE, VM_POWER_OFF, VM_POWER_RESET, VM_POWER_EXIT, VM_POWER_CRASH,
 		VM_POWER_FAILED };
 
-static void emit(struct vm *vm, const char *event, struct json_object *params)
+void vm_emit(struct vm *vm, const char *event, struct json_object *params)
 {
 	if (vm->on_event)
 		vm->on_event(vm->opaque, event, params);
@@ -132,6 +132,9 @@ static int power_on(struct vm *vm, struct err *err)
 		if (rc)
 			return rc;
 	}
+	rc = machine_power_on(vm, err);
+	if (rc)
+		return rc;
 	rc = boot_load(vm->boot, vm->mem, &vm->layout, &vm->machine,
 		       vm->config->cmdline ? vm->config->cmdline : "", err);
 	if (rc)
@@ -179,12 +182,12 @@ int vm_start(struct vm *vm, struct err *err)
 	if (vm->config->paused) {
 		quiesce(vm);
 		vm->state = VM_PAUSED;
-		emit(vm, "paused", NULL);
+		vm_emit(vm, "paused", NULL);
 		return 0;
 	}
 	vm->state = VM_RUNNING;
 	vcpus_resume(&vm->vcpus);
-	emit(vm, "started", NULL);
+	vm_emit(vm, "started", NULL);
 	return 0;
 }
 
@@ -194,7 +197,7 @@ void vm_pause(struct vm *vm)
 		return;
 	quiesce(vm);
 	vm->state = VM_PAUSED;
-	emit(vm, "paused", NULL);
+	vm_emit(vm, "paused", NULL);
 }
 
 void vm_resume(struct vm *vm)
@@ -203,7 +206,7 @@ void vm_resume(struct vm *vm)
 		return;
 	vm->state = VM_RUNNING;
 	run(vm);
-	emit(vm, "resumed", NULL);
+	vm_emit(vm, "resumed", NULL);
 }
 
 static int discard_ram(struct vm *vm, struct err *err)
@@ -238,7 +241,7 @@ int vm_reset(struct vm *vm, struct err *err)
 	if (rc)
 		return rc;
 	vm->resets++;
-	emit(vm, "reset", NULL);
+	vm_emit(vm, "reset", NULL);
 	if (before == VM_RUNNING)
 		run(vm);
 	return 0;
@@ -263,7 +266,7 @@ void vm_stop(struct vm *vm, int status, const char *reason)
 
 	json_object_object_add(params, "reason", json_object_new_string(reason));
 	json_object_object_add(params, "status", json_object_new_int(status));
-	emit(vm, "shutdown", params);
+	vm_emit(vm, "shutdown", params);
 	loop_stop(vm->loop);
 }
 

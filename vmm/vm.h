@@ -30,8 +30,10 @@
 
 enum vm_state { VM_CREATED, VM_RUNNING, VM_PAUSED, VM_STOPPED };
 
-struct pci_bus;
+struct console;
 struct ged;
+struct pci_bus;
+struct uart16550;
 
 /* What happened, for whoever watches (control socket, log). Main thread. @params may be NULL; borrowed. */
 typedef void (*vm_event_fn)(void *opaque, const char *event, struct json_object *params);
@@ -58,8 +60,11 @@ struct vm {
 	struct loop **io_loops; /* threads of their own; owned */
 	unsigned nio_loops;
 	struct pci_bus *pci;
+	unsigned nslots; /* PCI slots taken by virtio devices */
 	struct ged *ged;
-	struct console *console;
+	struct uart16550 *serial;
+	struct console *console; /* the serial port's other end; freed last, it restores the terminal */
+	struct device_listener listener;
 
 	enum vm_state state;
 	struct timespec started; /* CLOCK_MONOTONIC */
@@ -92,10 +97,20 @@ void vm_power_button(struct vm *vm);
 /* End the machine: vCPUs parked, devices quiet; the main loop returns. @reason is static. */
 void vm_stop(struct vm *vm, int status, const char *reason);
 
+/* Tell whoever watches; takes @params, which may be NULL. Main thread. */
+void vm_emit(struct vm *vm, const char *event, struct json_object *params);
+
 const char *vm_state_name(const struct vm *vm);
+
+/* Give the machine a device; from success on it owns it. -ENOSPC with a message: no room. */
+int vm_add_device(struct vm *vm, struct device *d, struct err *err);
 
 /* machine.c: what exists, at which address, on which interrupt. */
 int machine_build(struct vm *vm, struct err *err);
+int machine_power_on(struct vm *vm, struct err *err); /* what firmware does before the kernel */
 void machine_free(struct vm *vm);
+
+/* vmm/<arch>/platform.c: the chips that are not virtio; sets vm->serial, vm->ged and vm->pci. */
+int platform_build(struct vm *vm, struct err *err);
 
 #endif

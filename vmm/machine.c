@@ -1,0 +1,324 @@
+/*
+ * machine.c - what exists, at which address, on which interrupt
+ *
+ * machine_build() is the whole wiring: the platform's chips, then one virtio device after the other in
+ * the order of the configuration, so that the same configuration always gives the same machine.
+ *
+ * Disks and NICs have requests in flight and therefore live on I/O threads (virtio/device.h says why);
+ * everything slow shares the main loop. Threads start when all devices are there, since a loop that does
+ * not run yet may be touched by anyone.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "backends/block.h"
+#include "backends/console.h"
+#include "backends/net.h"
+#include "base/fd.h"
+#include "base/log.h"
+#include "devices/ged.h"
+#include "devices/pci.h"
+#include "devices/uart16550.h"
+#include "virtio/blk.h"
+#include "virtio/mmio.h"
+#include "virtio/net.h"
+#include "virtio/pci.h"
+#include "virtio/rng.h"
+#include "vmm/exit_status.h"
+#include "vmm/vm.h"
+
+int vm_add_device(struct vm *vm, struct device *d, struct err *err)
+{
+	if (vm->ndevices == VM_DEVICES_MAX) {
+		d->ops->free(d);
+		return err_set(err, ENOSPC, "a machine has at most %u devices", VM_DEVICES_MAX);
+	}
+	d->listener = &vm->listener;
+	vm->devices[vm->ndevices++] = d;
+	return 0;
+}
+
+/* ---- I/O errors, from a device's thread to the main loop ---- */
+
+struct io_error {
+	struct vm *vm;
+	const struct device *device;
+	const char *op;
+	uint64_t offset, len;
+	int error;
+};
+
+static void tell_io_error(void *arg)
+{
+	struct io_error *e = arg;
+	struct json_object *o = json_object_new_object();
+
+	json_object_object_add(o, "device", json_object_new_string(e->device->name));
+	json_object_object_add(o, "operation", json_object_new_string(e->op));
+	json_object_object_add(o, "offset", json_object_new_uint64(e->offset));
+	json_object_object_add(o, "length", json_object_new_uint64(e->len));
+	json_object_object_add(o, "error", json_object_new_string(strerror(-e->error)));
+	vm_emit(e->vm, "io-error", o);
+	free(e);
+}
+
+static void on_io_error(void *opaque, const struct device *d, const char *op, uint64_t offset,
+			uint64_t len, int error)
+{
+	struct vm *vm = opaque;
+	struct io_error *e = malloc(sizeof(*e));
+
+	if (!e)
+		return;
+	*e = (struct io_error){ vm, d, op, offset, len, error };
+	if (loop_post(vm->loop, tell_io_error, e))
+		free(e);
+}
+
+/* ---- the serial port and its console ---- */
+
+static void on_transmit(void *opaque, const uint8_t *data, size_t len)
+{
+	struct vm *vm = opaque;
+
+	vm->console->ops->write(vm->console, data, len);
+}
+
+static void on_receive_ready(void *opaque)
+{
+	struct vm *vm = opaque;
+
+	vm->console->ops->poke(vm->console);
+}
+
+static size_t console_room(void *opaque)
+{
+	return uart16550_room(((struct vm *)opaque)->serial);
+}
+
+static void console_input(void *opaque, const uint8_t *data, size_t len)
+{
+	uart16550_input(((struct vm *)opaque)->serial, data, len);
+}
+
+static void console_escape(void *opaque, enum console_escape what)
+{
+	struct vm *vm = opaque;
+
+	switch (what) {
+	case CONSOLE_ESCAPE_QUIT:
+		vm_stop(vm, EXIT_OK, "quit");
+		break;
+	case CONSOLE_ESCAPE_BREAK:
+		uart16550_break(vm->serial);
+		break;
+	case CONSOLE_ESCAPE_COMMAND:
+		break;
+	}
+}
+
+static int connect_serial(struct vm *vm, struct err *err)
+{
+	struct console_user user = { console_room, console_input, console_escape, vm };
+	struct uart16550_host host = { on_transmit, on_receive_ready, vm };
+
+	vm->console = console_new(vm->config->serial, vm->loop, &user, err);
+	if (!vm->console)
+		return err_prefix(err, "--serial");
+	uart16550_connect(vm->serial, &host);
+	if (vm->console->description)
+		log_info("serial port: %s", vm->console->description);
+	return 0;
+}
+
+/* ---- virtio ---- */
+
+/* A loop for a disk or NIC: its own, or the one they all share. */
+static struct loop *io_loop(struct vm *vm, struct err *err)
+{
+	if (vm->config->io_threads == CONFIG_IO_THREADS_SHARED && vm->nio_loops)
+		return vm->io_loops[0];
+
+	struct loop *l = loop_new(err);
+
+	if (l)
+		vm->io_loops[vm->nio_loops++] = l;
+	return l;
+}
+
+/* Put @v on the bus. Owned by the machine whatever happens. */
+static int attach(struct vm *vm, struct virtio *v, struct err *err)
+{
+	int rc = vm_add_device(vm, &v->dev, err);
+
+	if (rc)
+		return rc;
+	if (vm->config->transport == CONFIG_TRANSPORT_PCI)
+		return virtio_pci_attach(v, vm->pci, ++vm->nslots, &vm->notify.wiring, err);
+
+	struct arch_mmio_device *m = &vm->machine.mmio[vm->machine.mmio_count];
+
+	if (vm->machine.mmio_count == ARCH_MMIO_SLOTS)
+		return err_set(err, ENOSPC, "at most %u virtio-mmio devices fit", ARCH_MMIO_SLOTS);
+	arch_mmio_slot(vm->machine.mmio_count++, &m->base, &m->gsi);
+	return virtio_mmio_attach(v, &vm->mmio, m->base, m->gsi, &vm->notify.wiring, err);
+}
+
+static int add_disk(struct vm *vm, const struct config_disk *d, struct err *err)
+{
+	char name[8 + CONFIG_ID_MAX];
+	struct block_options o = {
+		.path = d->path,
+		.read_only = d->read_only,
+		.direct = d->direct,
+		.writethrough = d->cache == CONFIG_CACHE_WRITETHROUGH,
+		.discard = d->discard,
+		.aio = d->aio == CONFIG_AIO_IO_URING ? BLOCK_AIO_URING :
+		       d->aio == CONFIG_AIO_THREADS  ? BLOCK_AIO_THREADS :
+						       BLOCK_AIO_AUTO,
+		.depth = d->queues * d->queue_size,
+	};
+	struct virtio_blk_options vo = {
+		.name = name,
+		.serial = d->serial,
+		.queues = d->queues,
+		.queue_size = (uint16_t)d->queue_size,
+		.writethrough = o.writethrough,
+	};
+	struct loop *loop = io_loop(vm, err);
+	struct block *disk = loop ? block_file_open(&o, err) : NULL;
+
+	if (!disk)
+		return err->code;
+	snprintf(name, sizeof(name), "disk.%s", d->id);
+	log_info("%s: %s, %llu MiB%s, %s", name, d->path, (unsigned long long)disk->size >> 20,
+		 disk->read_only ? ", read-only" : "", disk->ops->name);
+
+	struct virtio *v = virtio_blk_new(&vo, disk, vm->mem, loop, err);
+
+	if (!v) {
+		disk->ops->free(disk);
+		return err->code;
+	}
+	return attach(vm, v, err);
+}
+
+static int add_net(struct vm *vm, const struct config_net *n, struct err *err)
+{
+	char name[8 + CONFIG_ID_MAX];
+	struct net_tap_options o = {
+		.name = n->tap,
+		.fd = n->fd,
+		.create = n->create,
+		.addr = n->addr,
+		.mtu = n->mtu,
+		.pairs = n->queues,
+	};
+	struct virtio_net_options vo = {
+		.name = name,
+		.pairs = n->queues,
+		.queue_size = (uint16_t)n->queue_size,
+	};
+	struct netif *ifs[32];
+	struct loop *loop = io_loop(vm, err);
+
+	if (!loop)
+		return err->code;
+	int rc = net_tap_open(&o, ifs, err);
+
+	if (rc)
+		return rc;
+	snprintf(name, sizeof(name), "net.%s", n->id);
+	if (n->mac.set)
+		memcpy(vo.mac, n->mac.addr, sizeof(vo.mac));
+	else
+		virtio_net_default_mac(vm->config->id ? vm->config->id : "", n->id, vo.mac);
+	vo.mtu = n->mtu ? (uint16_t)n->mtu : ifs[0]->mtu;
+	log_info("%s: tap %s, MAC %02x:%02x:%02x:%02x:%02x:%02x", name, ifs[0]->name, vo.mac[0],
+		 vo.mac[1], vo.mac[2], vo.mac[3], vo.mac[4], vo.mac[5]);
+
+	struct virtio *v = virtio_net_new(&vo, ifs, vm->mem, loop, err);
+
+	if (!v) {
+		for (unsigned i = 0; i < n->queues; i++)
+			ifs[i]->ops->free(ifs[i]);
+		return err->code;
+	}
+	return attach(vm, v, err);
+}
+
+static int add_rng(struct vm *vm, struct err *err)
+{
+	const struct config_rng *r = &vm->config->rng;
+	struct virtio *v;
+
+	if (!r->enabled)
+		return 0;
+	v = virtio_rng_new("rng", r->rate, r->period, vm->mem, vm->loop, err);
+	return v ? attach(vm, v, err) : err->code;
+}
+
+static int start_io_threads(struct vm *vm, struct err *err)
+{
+	for (unsigned i = 0; i < vm->nio_loops; i++) {
+		char name[16];
+		int rc;
+
+		snprintf(name, sizeof(name), "io%u", i);
+		rc = loop_thread_start(vm->io_loops[i], name, err);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+int machine_build(struct vm *vm, struct err *err)
+{
+	const struct config *c = vm->config;
+	int rc;
+
+	vm->machine.cpus = c->cpus;
+	vm->listener = (struct device_listener){ on_io_error, vm };
+	vm->io_loops = calloc(c->ndisks + c->nnets + 1, sizeof(*vm->io_loops));
+	if (!vm->io_loops)
+		return err_set(err, ENOMEM, "out of memory");
+
+	rc = platform_build(vm, err);
+	for (unsigned i = 0; i < c->ndisks && !rc; i++)
+		rc = add_disk(vm, &c->disks[i], err);
+	for (unsigned i = 0; i < c->nnets && !rc; i++)
+		rc = add_net(vm, &c->nets[i], err);
+	if (!rc)
+		rc = add_rng(vm, err);
+	if (!rc)
+		rc = connect_serial(vm, err);
+	return rc ? rc : start_io_threads(vm, err);
+}
+
+int machine_power_on(struct vm *vm, struct err *err)
+{
+	return vm->pci ? pci_bus_assign_bars(vm->pci, err) : 0;
+}
+
+/* Threads first: a loop that does not run may be touched by anyone. The PCI bus was the first made. */
+void machine_free(struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->nio_loops; i++)
+		loop_thread_stop(vm->io_loops[i]);
+	while (vm->ndevices) {
+		struct device *d = vm->devices[--vm->ndevices];
+
+		d->ops->free(d);
+	}
+	for (unsigned i = 0; i < vm->nio_loops; i++)
+		loop_free(vm->io_loops[i]);
+	free(vm->io_loops);
+	vm->io_loops = NULL;
+	vm->nio_loops = 0;
+	vm->pci = NULL;
+	vm->ged = NULL;
+	vm->serial = NULL;
+	if (vm->console)
+		vm->console->ops->free(vm->console);
+	vm->console = NULL;
+}
