@@ -55,7 +55,7 @@ static const int calls[] = {
 	SCMP_SYS(getpid), SCMP_SYS(restart_syscall),
 	/* memory: malloc, stacks, vCPU run areas, RAM given back */
 	SCMP_SYS(mmap), SCMP_SYS(munmap), SCMP_SYS(mprotect), SCMP_SYS(mremap), SCMP_SYS(madvise),
-	SCMP_SYS(brk),
+	SCMP_SYS(brk), SCMP_SYS(membarrier), /* when dirty logging starts */
 	/* signals: stopping vCPUs, the terminal's */
 	SCMP_SYS(rt_sigaction), SCMP_SYS(rt_sigprocmask), SCMP_SYS(rt_sigreturn),
 	SCMP_SYS(sigaltstack), SCMP_SYS(kill),

@@ -1,0 +1,487 @@
+/*
+ * guest_memory.c - guest-physical RAM
+ *
+ * A handful of regions in a sorted array that is complete before anything runs; look-up is a short
+ * scan. All bounds arithmetic is "offset from the region's start" and "room left in it", which
+ * cannot wrap wherever the guest points.
+ *
+ * RAM is mapped inside a larger reservation without access, so that a host overrun faults instead of
+ * landing in a neighbour, and at the guest address's offset within 2 MiB, without which KVM cannot
+ * use huge pages for it. It is kept out of core dumps: a crash must not write the guest's secrets
+ * to a disk.
+ *
+ * Dirty bits are set after the store they speak of: a fetch in between sends the page too early and
+ * then once more, while the other order would lose it. Bitmaps live as long as their region, so that
+ * a device may mark while another thread stops logging; untouched they cost no memory.
+ */
+#include <endian.h>
+#include <inttypes.h>
+#include <linux/membarrier.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/guest_memory.h"
+
+#define REGIONS_MAX 64
+#define PAGE_SHIFT  12 /* of the bitmap, whatever the host's pages are */
+#define HUGE	    (UINT64_C(2) << 20)
+#define LOAD_CHUNK  (UINT64_C(1) << 20) /* one pread(2) is not longer, so a signal gets through */
+
+struct area {
+	struct gmem_region r;
+	bool owned;
+	uint64_t unit;    /* what madvise() can give back: the size of its pages */
+	void *map;	  /* the whole reservation; NULL when borrowed */
+	size_t map_size;
+	_Atomic uint64_t *dirty;
+	size_t words;
+};
+
+struct gmem {
+	struct area areas[REGIONS_MAX];
+	unsigned count;
+	atomic_bool logging;
+};
+
+struct gmem *gmem_new(struct err *err)
+{
+	struct gmem *m = calloc(1, sizeof(*m));
+
+	if (!m)
+		err_set(err, ENOMEM, "out of memory for the table of guest RAM");
+	return m;
+}
+
+void gmem_free(struct gmem *m)
+{
+	if (!m)
+		return;
+	for (unsigned i = 0; i < m->count; i++) {
+		if (m->areas[i].owned)
+			munmap(m->areas[i].map, m->areas[i].map_size);
+		free(m->areas[i].dirty);
+	}
+	free(m);
+}
+
+static int check_place(const struct gmem *m, gpa_t gpa, uint64_t size, uint64_t unit,
+		       struct err *err)
+{
+	if (!size || gpa % unit || size % unit || gpa > UINT64_MAX - (size - 1))
+		return err_set(err, EINVAL,
+			       "0x%" PRIx64 " bytes of RAM cannot be at 0x%" PRIx64
+			       ": give whole pages of %" PRIu64 " KiB",
+			       size, gpa, unit >> 10);
+	if (m->count == REGIONS_MAX)
+		return err_set(err, ENOSPC, "more than %d regions of RAM", REGIONS_MAX);
+	for (unsigned i = 0; i < m->count; i++) {
+		const struct gmem_region *r = &m->areas[i].r;
+
+		if (gpa <= r->gpa + (r->size - 1) && r->gpa <= gpa + (size - 1))
+			return err_set(err, EEXIST,
+				       "RAM at 0x%" PRIx64 " overlaps RAM at 0x%" PRIx64, gpa,
+				       r->gpa);
+	}
+	return 0;
+}
+
+/* Takes over what @a holds only when it succeeds. */
+static int insert(struct gmem *m, struct area *a, struct err *err)
+{
+	unsigned at = 0;
+
+	a->words = ((a->r.size >> PAGE_SHIFT) + 63) / 64;
+	a->dirty = calloc(a->words, sizeof(*a->dirty));
+	if (!a->dirty)
+		return err_set(err, ENOMEM, "out of memory for the dirty bitmap of RAM at 0x%" PRIx64,
+			       a->r.gpa);
+	while (at < m->count && m->areas[at].r.gpa < a->r.gpa)
+		at++;
+	memmove(&m->areas[at + 1], &m->areas[at], (m->count - at) * sizeof(*a));
+	m->areas[at] = *a;
+	m->count++;
+	return 0;
+}
+
+static int explain_map(uint64_t size, enum gmem_pages pages, int e, struct err *err)
+{
+	if (pages == GMEM_PAGES_HUGE)
+		return err_set_sys(err, e,
+				   "the host cannot give %" PRIu64
+				   " huge pages of 2 MiB: raise vm.nr_hugepages or choose other pages",
+				   size / HUGE);
+	return err_set_sys(err, e,
+			   "the host cannot map %" PRIu64
+			   " MiB of guest RAM (see ulimit -v, vm.overcommit_memory)",
+			   size >> 20);
+}
+
+/* Reserve, then put the RAM inside with something inaccessible on both sides. */
+static int map_ram(struct area *a, enum gmem_pages pages, struct err *err)
+{
+	const bool huge = pages == GMEM_PAGES_HUGE;
+	const size_t size = a->r.size;
+	/* Huge pages are reserved now: without, the guest dies of SIGBUS when they run out. */
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED |
+			  (huge ? MAP_HUGETLB | (21 << MAP_HUGE_SHIFT) : MAP_NORESERVE);
+
+	if (size > SIZE_MAX - 3 * HUGE)
+		return explain_map(size, pages, ENOMEM, err);
+	a->map_size = size + 3 * HUGE;
+	a->map = mmap(NULL, a->map_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+		      0);
+	if (a->map == MAP_FAILED)
+		return explain_map(size, pages, errno, err);
+	uintptr_t want = (((uintptr_t)a->map + HUGE) & ~(uintptr_t)(HUGE - 1)) + a->r.gpa % HUGE;
+
+	a->r.host = mmap((void *)want, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+	if (a->r.host == MAP_FAILED) {
+		int e = errno;
+
+		munmap(a->map, a->map_size);
+		return explain_map(size, pages, e, err);
+	}
+	/* Advice: a kernel without transparent huge pages works as well. */
+	if (!huge)
+		madvise(a->r.host, size,
+			pages == GMEM_PAGES_SMALL ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
+	madvise(a->r.host, size, MADV_DONTDUMP);
+	return 0;
+}
+
+int gmem_add_ram(struct gmem *m, gpa_t gpa, uint64_t size, enum gmem_pages pages, struct err *err)
+{
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+	struct area a = { .r = { .gpa = gpa, .size = size }, .owned = true };
+
+	a.unit = pages == GMEM_PAGES_HUGE ? HUGE : page;
+	int rc = check_place(m, gpa, size, a.unit, err);
+
+	if (!rc)
+		rc = map_ram(&a, pages, err);
+	if (rc)
+		return rc;
+	rc = insert(m, &a, err);
+	if (rc)
+		munmap(a.map, a.map_size);
+	return rc;
+}
+
+int gmem_add_borrowed(struct gmem *m, gpa_t gpa, uint64_t size, void *host, struct err *err)
+{
+	const uint64_t page = UINT64_C(1) << PAGE_SHIFT;
+	struct area a = { .r = { .gpa = gpa, .size = size, .host = host }, .unit = page };
+	int rc = check_place(m, gpa, size, page, err);
+
+	if (rc)
+		return rc;
+	/* gmem_load16() and the rings count on it. */
+	if ((uintptr_t)host % 16)
+		return err_set(err, EINVAL, "borrowed RAM is not aligned to 16 bytes");
+	return insert(m, &a, err);
+}
+
+unsigned gmem_count(const struct gmem *m)
+{
+	return m->count;
+}
+
+const struct gmem_region *gmem_region(const struct gmem *m, unsigned i)
+{
+	return i < m->count ? &m->areas[i].r : NULL;
+}
+
+uint64_t gmem_size(const struct gmem *m)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < m->count; i++)
+		sum += m->areas[i].r.size;
+	return sum;
+}
+
+/* The area that holds [at, at + len) whole, and where in it; len 0 counts as the byte at @at. */
+static const struct area *find(const struct gmem *m, gpa_t at, uint64_t len, uint64_t *off)
+{
+	for (unsigned i = 0; i < m->count; i++) {
+		const struct area *a = &m->areas[i];
+		uint64_t o = at - a->r.gpa;
+
+		if (at < a->r.gpa)
+			return NULL;
+		if (o < a->r.size) {
+			*off = o;
+			return len <= a->r.size - o ? a : NULL;
+		}
+	}
+	return NULL;
+}
+
+bool gmem_contains(const struct gmem *m, gpa_t at, uint64_t len)
+{
+	uint64_t off;
+
+	return find(m, at, len, &off) != NULL;
+}
+
+static bool logging(const struct gmem *m)
+{
+	/*
+	 * Our stores come before this look; the compiler may not turn them. The processor may, but
+	 * gmem_dirty_start() makes every thread pass a barrier, which is cheaper than one here.
+	 */
+	atomic_signal_fence(memory_order_seq_cst);
+	return atomic_load_explicit(&m->logging, memory_order_relaxed);
+}
+
+/* Set the bits of [off, off + len), a word at a time; len is not 0 and lies in the area. */
+static void mark(const struct area *a, uint64_t off, uint64_t len)
+{
+	uint64_t first = off >> PAGE_SHIFT, last = (off + (len - 1)) >> PAGE_SHIFT;
+
+	for (uint64_t w = first / 64; w <= last / 64; w++) {
+		uint64_t bits = UINT64_MAX;
+
+		if (w == first / 64)
+			bits &= UINT64_MAX << first % 64;
+		if (w == last / 64)
+			bits &= UINT64_MAX >> (63 - last % 64);
+		atomic_fetch_or_explicit(&a->dirty[w], bits, memory_order_release);
+	}
+}
+
+static void stored(const struct gmem *m, const struct area *a, uint64_t off, uint64_t len)
+{
+	if (len && logging(m))
+		mark(a, off, len);
+}
+
+int gmem_read(const struct gmem *m, gpa_t at, void *dst, size_t len)
+{
+	uint64_t off;
+
+	if (!len)
+		return 0;
+	const struct area *a = find(m, at, len, &off);
+
+	if (!a)
+		return -EFAULT;
+	memcpy(dst, a->r.host + off, len);
+	return 0;
+}
+
+int gmem_write(struct gmem *m, gpa_t at, const void *src, size_t len)
+{
+	uint64_t off;
+
+	if (!len)
+		return 0;
+	const struct area *a = find(m, at, len, &off);
+
+	if (!a)
+		return -EFAULT;
+	memcpy(a->r.host + off, src, len);
+	stored(m, a, off, len);
+	return 0;
+}
+
+/*
+ * Make [off, off + len) read as zero, giving whole pages back. What madvise() refuses (locked memory,
+ * huge pages before Linux 5.18) is cleared by hand; so is borrowed memory, which may be anything.
+ */
+static void clear(const struct area *a, uint64_t off, uint64_t len)
+{
+	uint64_t from = (off + a->unit - 1) / a->unit * a->unit;
+	uint64_t to = (off + len) / a->unit * a->unit;
+	uint8_t *host = a->r.host;
+
+	if (!a->owned || from >= to || madvise(host + from, to - from, MADV_DONTNEED) < 0) {
+		memset(host + off, 0, len);
+		return;
+	}
+	memset(host + off, 0, from - off);
+	memset(host + to, 0, off + len - to);
+}
+
+int gmem_fill(struct gmem *m, gpa_t at, int byte, uint64_t len)
+{
+	uint64_t off;
+
+	if (!len)
+		return 0;
+	const struct area *a = find(m, at, len, &off);
+
+	if (!a)
+		return -EFAULT;
+	/* A kernel file can ask for gigabytes of zeroes: do not touch pages for them. */
+	if ((uint8_t)byte == 0 && len >= HUGE)
+		clear(a, off, len);
+	else
+		memset(a->r.host + off, byte, len);
+	stored(m, a, off, len);
+	return 0;
+}
+
+int gmem_discard(struct gmem *m, gpa_t at, uint64_t len)
+{
+	uint64_t off;
+
+	if (!len)
+		return 0;
+	const struct area *a = find(m, at, len, &off);
+
+	if (!a)
+		return -EFAULT;
+	clear(a, off, len);
+	stored(m, a, off, len);
+	return 0;
+}
+
+static _Atomic uint16_t *index_at(const struct area *a, uint64_t off)
+{
+	return (_Atomic uint16_t *)(void *)(a->r.host + off);
+}
+
+int gmem_load16(const struct gmem *m, gpa_t at, uint16_t *val)
+{
+	uint64_t off;
+	const struct area *a = find(m, at, sizeof(*val), &off);
+
+	if (!a || at % 2)
+		return -EFAULT;
+	*val = le16toh(atomic_load_explicit(index_at(a, off), memory_order_acquire));
+	return 0;
+}
+
+int gmem_store16(struct gmem *m, gpa_t at, uint16_t val)
+{
+	uint64_t off;
+	const struct area *a = find(m, at, sizeof(val), &off);
+
+	if (!a || at % 2)
+		return -EFAULT;
+	atomic_store_explicit(index_at(a, off), htole16(val), memory_order_release);
+	stored(m, a, off, sizeof(val));
+	return 0;
+}
+
+int gmem_iov(const struct gmem *m, gpa_t at, uint64_t len, struct iovec *iov)
+{
+	uint64_t off;
+
+	*iov = (struct iovec){ 0 };
+	if (!len)
+		return 0;
+	const struct area *a = find(m, at, len, &off);
+
+	if (!a)
+		return -EFAULT;
+	iov->iov_base = a->r.host + off;
+	iov->iov_len = len;
+	return 0;
+}
+
+int gmem_load_fd(struct gmem *m, gpa_t at, int fd, off_t file_off, uint64_t len)
+{
+	uint64_t off, done = 0;
+	int rc = 0;
+
+	if (!len)
+		return 0;
+	const struct area *a = find(m, at, len, &off);
+
+	if (!a)
+		return -EFAULT;
+	if (file_off < 0 || len > (uint64_t)INT64_MAX - (uint64_t)file_off)
+		return -EINVAL;
+	while (!rc && done < len) {
+		uint64_t left = len - done;
+		ssize_t n = pread(fd, a->r.host + off + done, left < LOAD_CHUNK ? left : LOAD_CHUNK,
+				  file_off + (off_t)done);
+
+		if (n > 0)
+			done += (uint64_t)n;
+		else if (n == 0)
+			rc = -ENODATA;
+		else if (errno != EINTR)
+			rc = -errno;
+	}
+	/* Also what a failed pread(2) may have left of its chunk. */
+	stored(m, a, off, len);
+	return rc;
+}
+
+static const struct area *area_of_host(const struct gmem *m, const uint8_t *host, size_t len)
+{
+	for (unsigned i = 0; i < m->count; i++) {
+		const struct area *a = &m->areas[i];
+		uintptr_t o = (uintptr_t)host - (uintptr_t)a->r.host;
+
+		if ((uintptr_t)host >= (uintptr_t)a->r.host && o < a->r.size)
+			return len <= a->r.size - o ? a : NULL;
+	}
+	return NULL;
+}
+
+void gmem_mark_dirty(struct gmem *m, const struct iovec *iov, unsigned n)
+{
+	if (!logging(m))
+		return;
+	for (unsigned i = 0; i < n; i++) {
+		const uint8_t *host = iov[i].iov_base;
+		size_t len = iov[i].iov_len;
+		const struct area *a = len ? area_of_host(m, host, len) : NULL;
+
+		/* Not guest RAM (a device's own header buffer in the same array): nothing to send. */
+		if (a)
+			mark(a, (uint64_t)(host - a->r.host), len);
+	}
+}
+
+int gmem_dirty_start(struct gmem *m, struct err *err)
+{
+	for (unsigned i = 0; i < m->count; i++)
+		for (size_t w = 0; w < m->areas[i].words; w++)
+			atomic_store_explicit(&m->areas[i].dirty[w], 0, memory_order_relaxed);
+	/*
+	 * A device thread stores and then looks whether it must mark. Once every thread has passed
+	 * this barrier, one that missed the flag has its store visible to whoever copies RAM now.
+	 */
+	if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) < 0)
+		return err_set_sys(err, errno, "cannot log writes to guest RAM: membarrier");
+	atomic_store(&m->logging, true);
+	if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) < 0) {
+		int e = errno;
+
+		atomic_store(&m->logging, false);
+		return err_set_sys(err, e, "cannot log writes to guest RAM: membarrier");
+	}
+	return 0;
+}
+
+void gmem_dirty_stop(struct gmem *m)
+{
+	atomic_store(&m->logging, false);
+}
+
+int gmem_dirty_fetch(struct gmem *m, unsigned i, uint64_t *bits, size_t words)
+{
+	if (i >= m->count || words < m->areas[i].words || !atomic_load(&m->logging))
+		return -EINVAL;
+	const struct area *a = &m->areas[i];
+
+	for (size_t w = 0; w < a->words; w++) {
+		/* Most words are clean, and a look is cheaper than an exchange. */
+		uint64_t v = atomic_load_explicit(&a->dirty[w], memory_order_relaxed);
+
+		bits[w] = v ? htole64(atomic_exchange_explicit(&a->dirty[w], 0,
+							       memory_order_acquire))
+			    : 0;
+	}
+	memset(bits + a->words, 0, (words - a->words) * sizeof(*bits));
+	return 0;
+}
