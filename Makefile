@@ -75,7 +75,6 @@ $$(B)/lib$(1).a: $$(OBJ_$(1))
 endef
 $(foreach f,$(FOLDERS),$(eval $(call folder_rule,$(f))))
 
-.PHONY: objects
 objects: $(LIB_FILES) $(B)/vmm/main.o
 
 $(B)/coracle: $(B)/vmm/main.o $(LIB_FILES)
@@ -89,18 +88,87 @@ $(B)/tests/fuzz/%: $(B)/tests/fuzz/%.o $(LIB_FILES)
 	@mkdir -p $(@D)
 	$(Q_LD)$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer $< $(LINK_LIBS) $(LIBS) -o $@
 
-unit: $(UNIT) ## build and run the unit tests of this variant (V=...)
-	@set -e; for t in $(UNIT); do echo "== $$t"; $$t; done
-
 unit-bins: $(UNIT)
 
--include $(shell test -d build && find build -name '*.d')
+unit: unit-bins ## build and run the unit tests of this variant (V=...)
+	@set -e; for t in $(UNIT); do echo "== $$t"; $$t; done
+
+ifeq ($(V),fuzz)
+fuzz-bins: $(FUZZ)
+
+fuzz: fuzz-bins
+	@set -e; for t in $(FUZZ); do tests/fuzz/run $$t $(SECONDS_EACH); done
+else
+fuzz-bins fuzz: ## run every fuzz target, SECONDS=n each (default 60)
+	@$(MAKE) V=fuzz SECONDS_EACH=$(or $(SECONDS),60) $@
+endif
+
+# ---- set-up included: a fresh checkout is enough for these ----
+
+demo: ## boot a Debian guest to a login (without a terminal: log in, show the machine, power off)
+	@tools/demo
+
+check: ## set everything up and pass all tests; the last line counts them
+	@tests/check
+
+bench: ## measure against a peer or a floor in the same run (tests/bench)
+	@tests/bench/run
+
+lab: ## a shell in the nested host (tests/lab)
+	@tools/setup lab
+	@tests/lab/lab shell
+
+# ---- order ----
+
+C_FILES = $(shell git ls-files '*.[ch]')
+SH_FILES = $(shell git ls-files | xargs grep -lE '^\#!/bin/(ba)?sh' --)
+PY_FILES = $(shell git ls-files | xargs grep -lE '^\#!/usr/bin/(env )?python3' --) \
+	$(shell git ls-files '*.py')
+
+layers: ## check that includes point one way
+	@tools/layers
+
+lint: man ## C layout, shell scripts, Python, manual page
+	@clang-format-14 --dry-run -Werror $(C_FILES)
+	@shellcheck $(SH_FILES)
+	@$(PYTHON) -m pyflakes $(sort $(PY_FILES))
+	@mandoc -T lint -W warning $(B)/gen/coracle.1
+
+format: ## lay out all C files as .clang-format says
+	clang-format-14 -i $(C_FILES)
+
+# ---- what is made from the table of configuration keys ----
+
+man: $(B)/gen/coracle.1
+completion: $(B)/gen/coracle.bash
+
+$(B)/gen/coracle.1: docs/coracle.1.in $(B)/coracle
+	@mkdir -p $(@D)
+	$(B)/coracle help --man-options > $(@D)/options
+	sed -e '/@OPTIONS@/{r $(@D)/options' -e 'd}' -e 's/@VERSION@/$(VERSION)/' $< > $@
+
+$(B)/gen/coracle.bash: $(B)/coracle
+	@mkdir -p $(@D)
+	$(B)/coracle help --completion > $@
+
+docs/config.schema.json: $(B)/coracle
+	$(B)/coracle help --schema > $@
+
+install: all man completion ## install under PREFIX (/usr/local), below DESTDIR
+	install -Dm755 $(B)/coracle $(DESTDIR)$(PREFIX)/bin/coracle
+	install -Dm644 $(B)/gen/coracle.1 $(DESTDIR)$(PREFIX)/share/man/man1/coracle.1
+	install -Dm644 $(B)/gen/coracle.bash \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/coracle
+	install -Dm644 docs/config.schema.json $(DESTDIR)$(PREFIX)/share/coracle/config.schema.json
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 clean: ## remove build/ (cache/ holds images; remove it by hand)
 	rm -rf build
 
-.PHONY: all unit unit-bins help clean
+-include $(shell test -d build && find build -name '*.d')
+
+.PHONY: all objects unit unit-bins fuzz fuzz-bins demo check bench lab layers lint format man \
+	completion install help clean
 .SECONDARY:
