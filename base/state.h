@@ -14,10 +14,10 @@
  *							 virtq_validate);
  *
  * Wire form, little-endian, one field after another: u16 id, u16 flags (bit 0: mandatory), u32
- * length, bytes. An array carries its elements one after another; a sub-table array carries u32
- * element length and TLVs per element. Unknown optional fields are skipped, unknown mandatory ones
- * refuse the load by id; a field that is absent keeps what the regs held before the load (reset
- * values), unless it is mandatory.
+ * length, bytes. An array carries its elements one after another; a sub-table, alone or an
+ * array, carries u32 element length and TLVs per element. Unknown optional fields are skipped,
+ * unknown mandatory ones refuse the load by id; a field that is absent keeps what the regs held
+ * before the load (reset values), unless it is mandatory. The same field twice is refused.
  */
 #ifndef BASE_STATE_H
 #define BASE_STATE_H
@@ -27,22 +27,25 @@
 
 #include "base/err.h"
 
-enum state_type { STATE_TYPE_UINT, STATE_TYPE_BYTES, STATE_TYPE_TABLE };
+/* PAD: alignment of the struct, not on the wire; told so that the completeness test can be exact */
+enum state_type { STATE_TYPE_UINT, STATE_TYPE_BYTES, STATE_TYPE_TABLE, STATE_TYPE_PAD };
 
 struct state_desc;
 
 struct state_field {
-	uint16_t id;      /* never 0, never reused */
+	uint16_t id;      /* never 0 (but PAD), never reused */
 	uint16_t flags;   /* STATE_OPTIONAL: newer than format 1, an older loader may skip it */
 	const char *name; /* as in the struct; inspect and docs show it */
 	enum state_type type;
 	size_t offset;
-	size_t elem;  /* bytes of an element: 1, 2, 4, 8 for UINT; the struct's size for TABLE */
+	size_t elem;  /* bytes of an element: 1, 2, 4, 8 for UINT; else of the member (TABLE: one) */
 	size_t count; /* 1, or the array's length */
 	const struct state_desc *sub; /* TABLE */
 };
 
 #define STATE_OPTIONAL 1
+
+#define STATE_FIELDS_MAX 256 /* in one table */
 
 struct state_desc {
 	const char *name;
@@ -52,7 +55,8 @@ struct state_desc {
 	/*
 	 * The bytes are hostile: check every index, size and enum of the loaded @regs, which are a
 	 * scratch copy. @device: what the regs belong to, for limits it was configured with. 0 or
-	 * err_set() naming the field.
+	 * err_set() naming the field. A sub-table's runs first, for each element, with the outer
+	 * one's @device.
 	 */
 	int (*validate)(const void *regs, const void *device, struct err *err);
 };
@@ -71,6 +75,9 @@ struct state_desc {
 #define STATE_U64_ARRAY(i, s, m, n) STATE_UINT_(i, s, m, 8, n, 0)
 #define STATE_BYTES(i, s, m)                                                                       \
 	{ .id = (i), .name = #m, .type = STATE_TYPE_BYTES, .offset = offsetof(s, m),               \
+	  .elem = STATE_SIZEOF(s, m), .count = 1 }
+#define STATE_PAD(s, m)                                                                            \
+	{ .id = 0, .name = #m, .type = STATE_TYPE_PAD, .offset = offsetof(s, m),                   \
 	  .elem = STATE_SIZEOF(s, m), .count = 1 }
 #define STATE_TABLE(i, s, m, n, d)                                                                 \
 	{ .id = (i), .name = #m, .type = STATE_TYPE_TABLE, .offset = offsetof(s, m),               \
