@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "base/bus.h"
+#include "base/log.h"
 #include "base/state.h"
 #include "devices/device.h"
 #include "devices/wiring.h"
@@ -36,11 +37,11 @@ struct pci_msix_entry {
 
 struct pci_msix_regs {
 	struct pci_msix_entry entry[PCI_MSIX_MAX];
-	uint8_t pending[PCI_MSIX_MAX]; /* filled from the events when saved, signalled when loaded */
-	uint16_t count;                /* must match the device's at load */
-	uint8_t pad_[2];
+	uint8_t pending[PCI_MSIX_MAX]; /* signalled, not delivered; follows the events */
+	uint32_t count;                /* must match the device's at load */
 };
 
+/* For device_add_state(), with the function as what they are validated with. */
 extern const struct state_desc pci_state, msix_state;
 
 struct pci_bus;
@@ -52,19 +53,27 @@ struct pci_function {
 	struct region bar[PCI_BARS_MAX]; /* size 0: none; base 0 and mapped false: not decoded */
 	bool bar_is_64[PCI_BARS_MAX];
 	bool bar_mapped[PCI_BARS_MAX];
-	uint8_t cap_end; /* where the next capability goes */
-	uint8_t msix_cap;
+	uint16_t cap_end; /* where the next capability goes */
+	uint8_t cap_last; /* the one before it; 0: none */
+	uint8_t msix_cap; /* 0: none */
 	struct event *vector[PCI_MSIX_MAX]; /* owned by the function */
 	struct wire_msi wire[PCI_MSIX_MAX];
 	struct wiring *wiring;
 	struct pci_bus *bus;
 	uint8_t slot;
-	pthread_mutex_t *lock; /* the device's */
+	pthread_mutex_t *lock; /* the device's; every function below runs under it */
+	struct log_limit complaints;
 
-	/* Configuration access outside the common header, after the bytes are stored; may be NULL. */
+	/*
+	 * Configuration access outside the common header: cfg_read before the bytes are taken from
+	 * regs.cfg, cfg_write after they were stored there (through wmask). May be NULL.
+	 */
 	void (*cfg_read)(struct pci_function *f, unsigned off, unsigned len);
 	void (*cfg_write)(struct pci_function *f, unsigned off, unsigned len);
-	/* A BAR was placed at @base (or unmapped, @mapped false); re-bind kicks. May be NULL. */
+	/*
+	 * A BAR was placed at @base (or unmapped from there, @mapped false); re-bind kicks. A move is
+	 * an unmapping and a placing. The bus lock is not held. May be NULL.
+	 */
 	void (*bar_moved)(struct pci_function *f, unsigned bar, uint64_t base, bool mapped);
 	void *opaque;
 };
@@ -77,9 +86,10 @@ struct pci_id {
 	uint32_t class_code; /* 24 bits: class, subclass, interface */
 };
 
-/* The common header. @lock is the device's; configuration space is then answered under it. */
+/* The common header of a zeroed @f. Configuration space is answered under @lock, the device's. */
 void pci_function_init(struct pci_function *f, const struct pci_id *id, pthread_mutex_t *lock);
-void pci_function_fini(struct pci_function *f); /* leaves its bus, unbinds, frees vectors */
+/* Without the lock, no vCPU running: leaves its bus, unbinds, frees vectors. */
+void pci_function_fini(struct pci_function *f);
 
 /* A 64-bit memory BAR (uses @bar and @bar + 1). @size a power of two, at least 4096. */
 void pci_add_bar64(struct pci_function *f, unsigned bar, uint64_t size,
@@ -109,11 +119,28 @@ void pci_msix_pba_read(struct pci_function *f, uint64_t off, void *data, unsigne
 /* Raise @vector; pending while masked, out of range: nothing. Any thread, under @lock. */
 void pci_msix_signal(struct pci_function *f, unsigned vector);
 
-/* Power-on state: header's writable bits, MSI-X off and masked, BARs unmapped. */
+/*
+ * Power-on state: header's writable bits, MSI-X off and masked, BARs unmapped. For a machine reset; a
+ * virtio reset leaves configuration space alone. Under @lock.
+ */
 void pci_function_reset(struct pci_function *f);
 
-/* After a load of pci_state and msix_state: map BARs, bind vectors as the registers say. */
+/*
+ * After a load of pci_state and msix_state: map BARs, bind vectors as the registers say. What is
+ * mapped and bound already stays. Under @lock.
+ */
 void pci_function_restore(struct pci_function *f);
+
+/* For pci_bus.c: an access to configuration space, @off + @len within it. Under @lock. */
+void pci_function_cfg_read(struct pci_function *f, unsigned off, void *data, unsigned len);
+void pci_function_cfg_write(struct pci_function *f, unsigned off, const void *data, unsigned len);
+/* Make the MMIO bus agree with the BARs. True if an address became free. Under @lock. */
+bool pci_function_map_bars(struct pci_function *f);
+/* The MSI-X half of reset, restore and a write to message control. */
+void pci_msix_update(struct pci_function *f);
+void pci_msix_reset(struct pci_function *f);
+void pci_msix_restore(struct pci_function *f);
+void pci_msix_fini(struct pci_function *f);
 
 /* ---- the bus and its host bridge (pci_bus.c) ---- */
 
@@ -133,11 +160,12 @@ struct device *pci_bus_device(struct pci_bus *b); /* free it by its ops, after a
 
 /* -EEXIST: the slot is taken; -EINVAL. */
 int pci_bus_add(struct pci_bus *b, struct pci_function *f, unsigned slot, struct err *err);
-void pci_bus_remove(struct pci_bus *b, struct pci_function *f);
+void pci_bus_remove(struct pci_bus *b, struct pci_function *f); /* without the device's lock */
+struct bus *pci_bus_mmio(struct pci_bus *b);
 
 /*
  * What firmware does before an operating system starts: give every BAR its address and switch memory
- * decoding on. Called by the machine at power-on and after each reset.
+ * decoding on. Called by the machine at power-on and after each reset, without locks. -ENOSPC.
  */
 int pci_bus_assign_bars(struct pci_bus *b, struct err *err);
 
