@@ -72,6 +72,11 @@ static bool running_elsewhere(struct loop *l)
 	return elsewhere;
 }
 
+bool loop_is_here(struct loop *l)
+{
+	return !running_elsewhere(l);
+}
+
 static void on_wake(struct loop_watch *w, uint32_t events);
 
 struct loop *loop_new(struct err *err)

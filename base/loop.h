@@ -24,6 +24,9 @@ void loop_free(struct loop *l);         /* not while it runs */
 int loop_run(struct loop *l);   /* on this thread until loop_stop(); 0 or -errno */
 void loop_stop(struct loop *l); /* from any thread or signal-safe context */
 
+/* May this thread touch the watches and poll? Its own thread, or nobody runs it. */
+bool loop_is_here(struct loop *l);
+
 /* Dispatch what is ready now without waiting (tests). Number of callbacks made. */
 int loop_poll(struct loop *l, int timeout_ms);
 

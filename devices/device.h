@@ -43,7 +43,7 @@ struct device_listener {
 	void *opaque;
 };
 
-#define DEVICE_PARTS_MAX 8
+#define DEVICE_PARTS_MAX 72 /* a virtio device: one a queue, and a few */
 
 struct device {
 	const struct device_ops *ops;

@@ -53,6 +53,11 @@ extern const struct state_desc virtio_state;
 
 struct virtio;
 
+struct virtio_watch {
+	struct loop_watch watch;
+	struct virtio *v;
+};
+
 /* What a kind of device does. All under dev.lock unless said. */
 struct virtio_ops {
 	struct device_ops dev; /* type, and free; the core fills reset, quiesce and resume calls */
@@ -76,27 +81,33 @@ struct virtio_ops {
 struct virtio_transport_ops {
 	void (*signal_queue)(struct virtio *v, unsigned q); /* any thread, under dev.lock */
 	void (*signal_config)(struct virtio *v);
-	void (*reset)(struct virtio *v);  /* unmap vectors, drop interrupts */
-	void (*resume)(struct virtio *v); /* after a load: rebind from the registers; may be NULL */
+	void (*reset)(struct virtio *v);  /* the device was reset: drop interrupts */
+	void (*power_on)(struct virtio *v); /* power-on state, after reset; without dev.lock */
+	/* Perhaps after a load: rebind from the registers; without dev.lock; may be NULL. */
+	void (*resume)(struct virtio *v);
+	void (*free)(struct virtio *v); /* leave the bus, unbind; from virtio_fini */
 };
 
 struct virtio {
 	struct device dev;
 	const struct virtio_ops *ops;
-	const struct virtio_transport_ops *transport; /* NULL until virtio_mmio_new/virtio_pci_new */
+	struct device_ops dev_ops; /* ops->dev and the core's reset, quiesce and resume */
+	const struct virtio_transport_ops *transport; /* NULL until attached */
 	void *transport_data;
+	unsigned vectors; /* MSI-X vectors the transport has, 0: none */
 	struct gmem *mem;   /* borrowed */
 	struct loop *loop;  /* borrowed */
 	uint64_t features;  /* offered; VERSION_1, INDIRECT_DESC, EVENT_IDX are added by the core */
 	unsigned config_len; /* bytes of regs.config that exist; 0: no device configuration */
 	struct virtio_regs regs;
 	struct virtq *queues;
-	struct loop_watch *watches; /* one per queue, on its kick */
+	struct virtio_watch *watches; /* one per queue, on its kick */
 	unsigned nqueues;
 	unsigned in_flight; /* requests the backend has; device kinds count with virtio_begin/end */
 	pthread_cond_t idle; /* in_flight reached 0 */
 	bool stopped;        /* quiesced: kicks are ignored until resume */
-	bool resetting;
+	bool resetting;      /* registers are ignored, status still reads the old one */
+	bool active;         /* ops->activate was called */
 	struct log_limit complaints;
 };
 

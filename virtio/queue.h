@@ -39,6 +39,7 @@ struct virtq {
 	struct gmem *mem;
 	uint16_t max;    /* size offered */
 	uint16_t index;  /* in its device */
+	uint16_t vectors; /* MSI-X vectors its transport has */
 	bool event_idx;  /* VIRTIO_F_EVENT_IDX negotiated */
 	bool indirect;   /* VIRTIO_F_INDIRECT_DESC negotiated */
 	bool broken;     /* until reset */
