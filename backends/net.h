@@ -36,6 +36,11 @@ struct netif_ops {
 	ssize_t (*send)(struct netif *n, const struct iovec *iov, unsigned niov);
 	ssize_t (*receive)(struct netif *n, const struct iovec *iov, unsigned niov);
 	int (*set_offload)(struct netif *n, unsigned offloads); /* 0 or -errno */
+	/*
+	 * Multiqueue: have the host send flows to this queue, or not. A queue that is off must not be
+	 * polled. NULL where there is one queue. 0 or -errno.
+	 */
+	int (*enable)(struct netif *n, bool on);
 	void (*free)(struct netif *n); /* closes; removes the tap if we created it */
 };
 
@@ -66,5 +71,6 @@ int net_tap_open(const struct net_tap_options *o, struct netif **n, struct err *
 /* Two ends joined in memory, for tests and fuzzers: what one sends the other receives, up to @depth
  * frames. */
 int net_loop_new(unsigned depth, struct netif *end[2], struct err *err);
+unsigned net_loop_offload(const struct netif *n); /* what set_offload() was last told */
 
 #endif
