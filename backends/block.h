@@ -3,8 +3,13 @@
  *
  * A struct block answers requests asynchronously on one loop's thread: queue as many as there are,
  * submit once, done() comes later from the loop. Offsets and lengths are bytes, multiples of the
- * logical block size (the device has checked), inside the disk. Implementations: block_uring.c,
- * block_threads.c (where io_uring is refused), block_ram.c (tests, fuzzers).
+ * logical block size (the device has checked), inside the disk; memory may lie at any address.
+ * Implementations: block_uring.c, block_threads.c (where io_uring is refused), block_ram.c (tests,
+ * fuzzers).
+ *
+ * All completions that are there at once make one pass: pass_begin(), done() for each, pass_end(), so
+ * that the user takes its lock and signals its guest once. Whatever done() and pass_end() queue and
+ * submit goes out together after the pass.
  */
 #ifndef BACKENDS_BLOCK_H
 #define BACKENDS_BLOCK_H
@@ -39,6 +44,11 @@ struct block_ops {
 	void (*queue)(struct block *b, struct block_request *r);
 	void (*submit)(struct block *b); /* everything queued, in as few system calls as it takes */
 	void (*free)(struct block *b);   /* nothing in flight; closes and unlocks */
+	/*
+	 * Give the disk's lock up, nothing in flight, or take it (again): a migration between two
+	 * machines on one host hands it over. 0 or -errno, -EBUSY. NULL: nothing to lock.
+	 */
+	int (*lock)(struct block *b, bool hold, struct err *err);
 };
 
 struct block {
@@ -49,6 +59,10 @@ struct block {
 	uint32_t physical_block; /* preferred write size, >= logical_block */
 	bool read_only;
 	bool can_discard, can_write_zeroes;
+	/* The user's, on the loop's thread; both may be NULL. */
+	void (*pass_begin)(struct block *b);
+	void (*pass_end)(struct block *b);
+	void *user;
 };
 
 enum block_aio { BLOCK_AIO_AUTO, BLOCK_AIO_URING, BLOCK_AIO_THREADS };
@@ -59,6 +73,7 @@ struct block_options {
 	bool direct;       /* O_DIRECT */
 	bool writethrough; /* O_DSYNC: a write is done when it is on stable storage */
 	bool discard;      /* offer discard and unmapping write-zeroes where the host can */
+	bool unlocked;     /* a migration comes in: its source holds the lock, ops->lock() comes later */
 	enum block_aio aio;
 	unsigned depth;    /* requests in flight at most */
 };
