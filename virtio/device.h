@@ -80,12 +80,11 @@ struct virtio_ops {
 
 struct virtio_transport_ops {
 	void (*signal_queue)(struct virtio *v, unsigned q); /* any thread, under dev.lock */
-	void (*signal_config)(struct virtio *v);
+	void (*signal_config)(struct virtio *v); /* any thread, under dev.lock */
 	void (*reset)(struct virtio *v);  /* the device was reset: drop interrupts */
-	void (*power_on)(struct virtio *v); /* power-on state, after reset; without dev.lock */
-	/* Perhaps after a load: rebind from the registers; without dev.lock; may be NULL. */
-	void (*resume)(struct virtio *v);
-	void (*free)(struct virtio *v); /* leave the bus, unbind; from virtio_fini */
+	void (*power_on)(struct virtio *v); /* power-on state, after reset */
+	void (*resume)(struct virtio *v);   /* perhaps after a load: rebind from the registers */
+	void (*free)(struct virtio *v); /* leave the bus, unbind; without dev.lock */
 };
 
 struct virtio {
