@@ -25,6 +25,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "backends/terminal.h"
 #include "base/log.h"
 #include "vmm/sandbox.h"
 
@@ -80,6 +81,7 @@ static const struct {
 	{ 0xffffffff, TCSETS },
 	{ 0xffffffff, TCSETSW },
 	{ 0xffffffff, TCSETSF },
+	{ 0xffffffff, TIOCGPGRP }, /* is it ours, or the shell's for now */
 	{ 0xffffffff, TIOCGWINSZ },
 	{ 0xffffffff, FIONREAD },
 };
@@ -92,6 +94,7 @@ static void on_refused(int sig, siginfo_t *info, void *context)
 			 "report it; --sandbox off runs without\r\n",
 			 info->si_syscall);
 
+	terminal_restore();
 	if (write(STDERR_FILENO, text, (size_t)n) < 0)
 		_exit(128 + SIGSYS);
 	signal(SIGSYS, SIG_DFL);
