@@ -146,4 +146,21 @@ void arch_vcpu_describe(int vcpu_fd, char *buf, size_t len);
 /* Registers of the boot vCPU as the boot protocol wants them. After boot_load(). */
 int arch_vcpu_set_entry(int vcpu_fd, const struct boot *b, struct err *err);
 
+/* ---- trying the host out (coracle check-host) ---- */
+
+enum arch_host_kind {
+	ARCH_HOST_HARDWARE, /* the processor runs guest kernels */
+	ARCH_HOST_NESTED,   /* so does this one, but it is a virtual machine's itself */
+	ARCH_HOST_SOFTWARE, /* KVM interprets guest kernels */
+};
+
+struct arch_probe {
+	enum arch_host_kind kind;
+	double ns_per_insn; /* in the guest's kernel mode, time to leave the guest included */
+	char missing[128];  /* instructions of a kernel that KVM fails at, "int3, xrstor"; "": none */
+};
+
+/* Find out by running instructions in a small VM; takes a fraction of a second. 0 or -errno. */
+int arch_probe_host(int kvm_fd, size_t run_size, struct arch_probe *p, struct err *err);
+
 #endif

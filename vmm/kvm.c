@@ -12,18 +12,17 @@
 #include "base/fd.h"
 #include "vmm/kvm.h"
 
-static const struct {
-	int cap;
-	const char *what;
-} needed[] = {
-	{ KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY (guest RAM)" },
-	{ KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP (interrupt controllers in the kernel)" },
-	{ KVM_CAP_IRQFD, "KVM_CAP_IRQFD (interrupts from eventfds)" },
-	{ KVM_CAP_IOEVENTFD, "KVM_CAP_IOEVENTFD (kicks to eventfds)" },
-	{ KVM_CAP_IRQ_ROUTING, "KVM_CAP_IRQ_ROUTING (MSI)" },
-	{ KVM_CAP_SIGNAL_MSI, "KVM_CAP_SIGNAL_MSI (MSI)" },
-	{ KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT (stopping a vCPU without a race)" },
-	{ KVM_CAP_DESTROY_MEMORY_REGION_WORKS, "KVM_CAP_DESTROY_MEMORY_REGION_WORKS" },
+const struct kvm_need kvm_needs[] = {
+	{ KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY", "guest RAM" },
+	{ KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP", "interrupt controllers in the kernel" },
+	{ KVM_CAP_IRQFD, "KVM_CAP_IRQFD", "interrupts from eventfds" },
+	{ KVM_CAP_IOEVENTFD, "KVM_CAP_IOEVENTFD", "kicks to eventfds" },
+	{ KVM_CAP_IRQ_ROUTING, "KVM_CAP_IRQ_ROUTING", "MSI" },
+	{ KVM_CAP_SIGNAL_MSI, "KVM_CAP_SIGNAL_MSI", "MSI" },
+	{ KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT", "stopping a vCPU without a race" },
+	{ KVM_CAP_DESTROY_MEMORY_REGION_WORKS, "KVM_CAP_DESTROY_MEMORY_REGION_WORKS",
+	  "taking RAM away" },
+	{ 0, NULL, NULL },
 };
 
 static int explain_open(struct err *err, int e)
@@ -54,10 +53,11 @@ int kvm_open(struct kvm *k, struct err *err)
 	if (version != KVM_API_VERSION)
 		return err_set(err, ENODEV, "/dev/kvm is not KVM with API version %d (it says %d)",
 			       KVM_API_VERSION, version);
-	for (size_t i = 0; i < sizeof(needed) / sizeof(needed[0]); i++) {
-		if (ioctl(fd, KVM_CHECK_EXTENSION, needed[i].cap) <= 0)
-			return err_set(err, ENODEV, "this host's KVM lacks %s: use a newer kernel",
-				       needed[i].what);
+	for (const struct kvm_need *n = kvm_needs; n->name; n++) {
+		if (ioctl(fd, KVM_CHECK_EXTENSION, n->cap) <= 0)
+			return err_set(err, ENODEV,
+				       "this host's KVM lacks %s (%s): use a newer kernel", n->name,
+				       n->what);
 	}
 	int size = ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, 0);
 	if (size < (int)sizeof(struct kvm_run))

@@ -16,6 +16,14 @@ struct kvm {
 	bool any_length_kicks; /* KVM_CAP_IOEVENTFD_ANY_LENGTH: x86 fast path of zero-length kicks */
 };
 
+/* Capabilities used without a fallback; ended by a NULL name. kvm_open() refuses a host without. */
+struct kvm_need {
+	int cap;
+	const char *name;
+	const char *what; /* it is for */
+};
+extern const struct kvm_need kvm_needs[];
+
 /* 0; -ENOENT, -EACCES, -ENODEV ... with what to do about it. */
 int kvm_open(struct kvm *k, struct err *err);
 void kvm_close(struct kvm *k);
