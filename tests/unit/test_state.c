@@ -115,6 +115,52 @@ static void test_complete(void **state)
 	state_check_complete(&small_state, sizeof(struct small));
 }
 
+static void wrong(const struct state_field *fields, size_t count, size_t size, const char *want)
+{
+	const struct state_desc d = {
+		.name = "t", .size = sizeof(struct small), .fields = fields, .count = count
+	};
+	char why[STATE_CHECK_WHY] = "";
+
+	assert_false(state_check(&d, size, why));
+	assert_string_equal(why, want);
+}
+
+/* The check must find what it is there for. */
+static void test_check_finds(void **state)
+{
+	static const struct state_field forgotten[] = { STATE_U32(1, struct small, x) };
+	static const struct state_field narrow[] = {
+		STATE_U32(1, struct small, x),
+		{ .id = 2, .name = "y", .offset = 4, .elem = 2, .count = 1 },
+	};
+	static const struct state_field same_id[] = {
+		STATE_U32(1, struct small, x),
+		STATE_U32(1, struct small, y),
+	};
+	static const struct state_field same_member[] = {
+		STATE_U32(1, struct small, x),
+		STATE_U32(2, struct small, x),
+	};
+	static const struct state_field no_id[] = { STATE_U32(0, struct small, x) };
+	static const struct state_field outside[] = {
+		{ .id = 2, .name = "y", .offset = 4, .elem = 8, .count = 1 },
+	};
+	static const struct state_field other_sub[] = {
+		STATE_TABLE(1, struct small, x, 2, &inner_state),
+	};
+	const size_t size = sizeof(struct small);
+
+	wrong(forgotten, 1, size, "t: byte 4, in or after x, is not saved");
+	wrong(narrow, 2, size, "t: byte 6, in or after y, is not saved");
+	wrong(same_id, 2, size, "t: x and y have id 1");
+	wrong(same_member, 2, size, "t: x and x overlap");
+	wrong(no_id, 1, size, "t.x: id 0");
+	wrong(outside, 1, size, "t.y: does not lie inside the struct");
+	wrong(other_sub, 1, size, "t.x: is not an array of its sub-table's struct");
+	wrong(forgotten, 1, size + 1, "t: the struct has 9 bytes, the table says 8");
+}
+
 static void test_round_trip(void **state)
 {
 	struct state_buf b = { 0 };
@@ -312,7 +358,7 @@ int main(void)
 		cmocka_unit_test(test_wire),	  cmocka_unit_test(test_unknown),
 		cmocka_unit_test(test_refused),	  cmocka_unit_test(test_truncated),
 		cmocka_unit_test(test_flipped),	  cmocka_unit_test(test_validate),
-		cmocka_unit_test(test_elements),
+		cmocka_unit_test(test_elements),  cmocka_unit_test(test_check_finds),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
