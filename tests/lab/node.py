@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 
 import wire
 
@@ -207,6 +208,8 @@ class Node:
     def _plan(self, port):
         """What the supervisor starts. Relative paths, for socket paths must be short (cwd: STATE)"""
         me, other = f"node{self.number}", f"node{3 - self.number}"
+        # virtiofsd locks a file in /run named after its socket: two checkouts must not share a name
+        fs_socket = f"{me}/fs-{zlib.crc32(TOP.encode()):08x}.sock"
         memory = os.environ.get("LAB_MEMORY", "3G")
         append = (f"console=ttyS0 root=/dev/vda rw quiet panic=-1 oops=panic nowatchdog mitigations=off "
                   f"lab.node={self.number}")
@@ -219,7 +222,7 @@ class Node:
             "-kernel", f"{IMAGE}/vmlinux", "-initrd", f"{IMAGE}/initrd.img", "-append", append,
             "-drive", f"if=none,id=root,file={IMAGE}/root.ext4,format=raw,snapshot=on,cache=unsafe",
             "-device", "virtio-blk-pci,drive=root",
-            "-chardev", f"socket,id=fs,path={me}/fs.sock",
+            "-chardev", f"socket,id=fs,path={fs_socket}",
             "-device", "vhost-user-fs-pci,chardev=fs,tag=share",
             "-netdev", "user,id=lab,restrict=on,net=192.168.231.0/24,dhcpstart=192.168.231.15,"
                        f"hostfwd=tcp:127.0.0.1:{port}-192.168.231.15:{wire.AGENT_PORT}",
@@ -231,8 +234,8 @@ class Node:
             "-chardev", f"file,id=console,path={me}/console.log", "-serial", "chardev:console",
             "-qmp", f"unix:{me}/qmp.sock,server=on,wait=off",
         ]
-        virtiofsd = [VIRTIOFSD, f"--socket-path={me}/fs.sock", "-o", f"source={TOP}", "-o", "cache=auto"]
-        return {"qemu": qemu, "virtiofsd": virtiofsd, "fs_socket": f"{me}/fs.sock",
+        virtiofsd = [VIRTIOFSD, f"--socket-path={fs_socket}", "-o", f"source={TOP}", "-o", "cache=auto"]
+        return {"qemu": qemu, "virtiofsd": virtiofsd, "fs_socket": fs_socket,
                 "tmpdir": self.path("tmp"), "ended": f"{me}/ended",
                 "qemu_log": f"{me}/qemu.log", "virtiofsd_log": f"{me}/virtiofsd.log"}
 
