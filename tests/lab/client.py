@@ -39,7 +39,7 @@ class Command:
                     for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
             if self.tty:
-                tty.setraw(0)
+                tty.setraw(0, termios.TCSADRAIN)      # what was typed already is for the node
                 signal.signal(signal.SIGWINCH, lambda *_: self._resize())
             return self._loop()
         finally:

@@ -31,6 +31,7 @@ BOOT_ATTEMPTS = 3
 BOOT_SECONDS = 300      # more than any boot took, for hosts that are busy with other things
 SILENT_SECONDS = 120    # a boot that says nothing on the console for so long hangs
 PING_SECONDS = 60
+CRASH_MARKS = ("BUG:", "Oops:", "general protection fault", "Kernel panic", "Assertion")
 
 
 class LabError(Exception):
@@ -62,14 +63,16 @@ def free_port():
         return s.getsockname()[1]
 
 
-def last_line(path):
+def last_line(path, marks=()):
+    """The last line that says something; sooner, the first with one of @marks"""
     try:
         with open(path, "rb") as f:
-            f.seek(max(0, os.path.getsize(path) - 4096))
+            f.seek(max(0, os.path.getsize(path) - 64 * 1024))
             lines = [line.strip() for line in f.read().decode(errors="replace").splitlines()]
     except OSError:
         return ""
-    return next((line for line in reversed(lines) if line), "")
+    told = next((line for line in lines if any(mark in line for mark in marks)), "")
+    return told or next((line for line in reversed(lines) if line), "")
 
 
 class Node:
@@ -125,8 +128,8 @@ class Node:
         """Why it is not there any more, and where to read on"""
         why = self.read("ended") or "is gone without a word (killed?)"
         text = f"node {self.number}: {why}"
-        for name, what in (("qemu.log", "QEMU says"), ("console.log", "its console ends with")):
-            line = last_line(self.path(name))
+        for name, what in (("qemu.log", "QEMU says"), ("console.log", "its console says")):
+            line = last_line(self.path(name), CRASH_MARKS)
             if line:
                 text += f"\n  {what}: {line}"
         return text + f"\n  logs: {os.path.relpath(self.dir)}/{{console,qemu,virtiofsd}}.log"
@@ -171,7 +174,8 @@ class Node:
                 return False
             if now - told >= 10:
                 told = now
-                say(f"node {self.number}: {now - started:.0f} s, {last_line(self.path('console.log'))}")
+                line = last_line(self.path("console.log")) or "nothing on the console yet"
+                say(f"node {self.number}: {now - started:.0f} s, {line}")
             time.sleep(0.2)
 
     def _clean(self):
