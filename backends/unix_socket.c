@@ -154,8 +154,11 @@ void unix_listener_close(struct unix_listener *l)
 	ptr_free(&l->path);
 }
 
-int unix_connect(const char *path, struct err *err)
+int unix_connect(const char *path, unsigned timeout_ms, struct err *err)
 {
+	/* all zero would mean for ever */
+	struct timeval t = { timeout_ms / 1000, timeout_ms % 1000 * 1000 + !timeout_ms };
+	struct timeval none = { 0, 0 };
 	struct sockaddr_un a;
 	int rc = make_address(&a, path, err);
 
@@ -163,9 +166,10 @@ int unix_connect(const char *path, struct err *err)
 		return rc;
 	cleanup_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-	if (fd < 0)
+	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof(t)))
 		return err_set_sys(err, errno, "cannot make a socket");
 	if (connect(fd, (struct sockaddr *)&a, sizeof(a)))
 		return err_set_sys(err, errno, "cannot connect to %s", path);
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &none, sizeof(none));
 	return fd_steal(&fd);
 }

@@ -35,7 +35,10 @@ int unix_accept(struct unix_listener *l);
 /* Close, and remove the file if it is still ours. Idempotent; works inside the sandbox. */
 void unix_listener_close(struct unix_listener *l);
 
-/* A blocking descriptor or -errno; -ECONNREFUSED: nobody answers. */
-int unix_connect(const char *path, struct err *err);
+/*
+ * A blocking descriptor or -errno. -ECONNREFUSED, -ENOENT: nobody is there; -EAGAIN: somebody is, but
+ * took nobody in for @timeout_ms.
+ */
+int unix_connect(const char *path, unsigned timeout_ms, struct err *err);
 
 #endif

@@ -397,7 +397,7 @@ static void test_pty(void **state)
 static int client_of(struct port *p)
 {
 	struct err err = { 0 };
-	int fd = unix_connect(p->path, &err);
+	int fd = unix_connect(p->path, 5000, &err);
 
 	if (fd < 0)
 		fail_msg("%s", err.msg);
