@@ -168,6 +168,8 @@ help: ## this list
 clean: ## remove build/ (cache/ holds images; remove it by hand)
 	rm -rf build
 
+include tests/guest/guest.mk
+
 -include $(shell test -d build && find build -name '*.d')
 
 .PHONY: all objects unit unit-bins fuzz fuzz-bins demo check bench lab layers lint format man \
