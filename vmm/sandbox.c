@@ -158,7 +158,7 @@ static int load_filter(struct err *err)
 
 int sandbox_enter(struct err *err)
 {
-	if (psx_syscall(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0) < 0)
+	if (psx_syscall(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return err_set_sys(err, errno, "cannot set no_new_privs");
 	int rc = drop_capabilities(err);
 
