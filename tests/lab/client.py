@@ -57,18 +57,18 @@ class Command:
                 self.timed_out = True
                 say(f"node {self.node.number}: timeout of {self.timeout:g} s, ending the command")
                 self.link.send(wire.KILL)
-            if now - heard > DEAD_SECONDS:
-                raise LabError(f"node {self.node.number} hangs: no sign of life for {DEAD_SECONDS} s "
-                               f"(an emulator bug?). `lab down` ends it.\n{self.node.post_mortem()}")
             readers = [self.link] + ([self.stdin] if self.credit and self.stdin is not None else [])
             ready = select.select(readers, [], [], 1)[0]
             if self.stdin in ready:
                 self._pass_input()
             if self.link in ready:
-                heard = now
                 status = self._take()
                 if status is not None:
                     return EXIT_TIMEOUT if self.timed_out else status
+                heard = time.monotonic()        # passing output on may have taken long
+            elif time.monotonic() - heard > DEAD_SECONDS:
+                raise LabError(f"node {self.node.number} hangs: no sign of life for {DEAD_SECONDS} s "
+                               f"(an emulator bug?); `lab up` starts it anew\n{self.node.post_mortem()}")
 
     def _take(self):
         """One frame; the exit status if it was the last"""

@@ -125,8 +125,9 @@ class Node:
         return json.loads(frame[1])["uptime"] if frame and frame[0] == wire.READY else None
 
     def post_mortem(self):
-        """Why it is not there any more, and where to read on"""
-        why = self.read("ended") or "is gone without a word (killed?)"
+        """Why it is not there any more or does not answer, and where to read on"""
+        why = "its processes still run" if self.alive() else \
+            self.read("ended") or "is gone without a word (killed?)"
         text = f"node {self.number}: {why}"
         for name, what in (("qemu.log", "QEMU says"), ("console.log", "its console says")):
             line = last_line(self.path(name), CRASH_MARKS)
