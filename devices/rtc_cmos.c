@@ -333,5 +333,6 @@ struct device *rtc_cmos_new_with_clock(struct bus *pio, uint64_t base,
 
 struct device *rtc_cmos_new(struct bus *pio, uint64_t base, struct err *err)
 {
+	tzset(); /* opens a file the first time: later, gmtime_r() could not (vmm/sandbox.c) */
 	return rtc_cmos_new_with_clock(pio, base, wall_clock, NULL, err);
 }

@@ -204,8 +204,8 @@ static bool park(struct vcpu *v)
 static void *thread(void *arg)
 {
 	struct vcpu *v = arg;
-	sigset_t set;
 	char name[16];
+	sigset_t set;
 
 	/* Not pthread_setname_np() by the starter: that opens a file, which the sandbox refuses. */
 	snprintf(name, sizeof(name), "vcpu%u", v->index);

@@ -16,8 +16,10 @@
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "devices/ged.h"
 #include "vmm/x86_64/acpi.h"
 #include "vmm/x86_64/boot.h"
+#include "vmm/x86_64/layout.h"
 
 #define PAGE (uint64_t)4096
 #define MIB  (uint64_t)0x100000
@@ -165,6 +167,25 @@ static void memory_map(struct boot_ctx *c)
 	add_range(c, l->ram_high.base, l->ram_high.base + l->ram_high.size, E820_RAM);
 }
 
+/*
+ * A guest that restarts the old way jumps to the firmware's entry: Linux does with hardware-reduced ACPI,
+ * for which it expects EFI's reset, and without EFI goes on to this (arch/x86/kernel/reboot.c,
+ * BOOT_EFI then BOOT_BIOS). The firmware it finds is as small as can be: it writes the reset register.
+ */
+static int put_reset_vector(struct boot_ctx *c, struct err *err)
+{
+	static const uint16_t port = X86_PORT_GED + GED_REG_RESET;
+	const uint8_t code[] = {
+		0xba, port & 0xff, port >> 8, /* mov $port, %dx */
+		0xb0, GED_RESET_VALUE,	      /* mov $value, %al */
+		0xee,			      /* out %al, (%dx) */
+		0xf4,			      /* hlt */
+		0xeb, 0xfd,		      /* jmp to it */
+	};
+
+	return boot_put(c, BOOT_RESET, code, sizeof(code), err);
+}
+
 int boot_load(struct boot *b, struct gmem *m, const struct arch_layout *l,
 	      const struct arch_machine *machine, const char *cmdline, struct err *err)
 {
@@ -175,6 +196,8 @@ int boot_load(struct boot *b, struct gmem *m, const struct arch_layout *l,
 	memset(&b->entry, 0, sizeof(b->entry));
 	memory_map(&c);
 	r = acpi_build(m, l, machine, &c.rsdp, err);
+	if (!r)
+		r = put_reset_vector(&c, err);
 	if (!r)
 		r = b->format->load(b, &c, err);
 	if (!r)

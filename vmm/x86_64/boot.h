@@ -8,7 +8,8 @@
  * The first MiB:
  *	0x60000 global descriptor table		0x68000 page tables (identity, 4 GiB)
  *	0x61000 boot_params ("zero page")	0x70000 command line, to 0x7FFFF
- *	0x62000 start info, memory map, modules	0xE0000 ACPI tables, to 0xFFFFF
+ *	0x62000 start info, memory map, modules	0xE0000 ACPI tables
+ *						0xFFFF0 reset vector
  */
 #ifndef VMM_X86_64_BOOT_H
 #define VMM_X86_64_BOOT_H
@@ -27,7 +28,8 @@
 #define BOOT_AREA_END  0x80000ull
 #define BOOT_EBDA      0x9FC00ull /* end of conventional memory */
 #define BOOT_ACPI      0xE0000ull
-#define BOOT_ACPI_END  0x100000ull
+#define BOOT_ACPI_END  0xFFFF0ull
+#define BOOT_RESET     0xFFFF0ull /* where a PC's firmware starts */
 #define BOOT_HIGH      0x100000ull
 
 enum boot_mode { BOOT_REAL, BOOT_PROTECTED, BOOT_LONG };
