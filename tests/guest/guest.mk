@@ -18,29 +18,29 @@ guests: $(GUESTS) ## build the tiny guests of the tests into build/guest
 
 $(GUEST_B)/%.o: tests/guest/%.c
 	@mkdir -p $(@D)
-	$(CC) $(GUEST_CFLAGS) -MMD -MP -c $< -o $@
+	$(Q_CC)$(CC) $(GUEST_CFLAGS) -MMD -MP -c $< -o $@
 
 $(GUEST_B)/%.o: tests/guest/%.S
 	@mkdir -p $(@D)
-	$(CC) -m64 -g -MMD -MP -c $< -o $@
+	$(Q_CC)$(CC) -m64 -g -MMD -MP -c $< -o $@
 
 $(GUEST_B)/lib/start-mb.o: tests/guest/lib/start.S
 	@mkdir -p $(@D)
-	$(CC) -m64 -g -DMULTIBOOT -c $< -o $@
+	$(Q_CC)$(CC) -m64 -g -DMULTIBOOT -c $< -o $@
 
 $(GUEST_B)/%.elf: $(GUEST_B)/%.o $(GUEST_B)/lib/start.o $(GUEST_LIB) tests/guest/lib/link.ld
-	$(CC) $(GUEST_LDFLAGS) -T tests/guest/lib/link.ld $(filter %.o,$^) -o $@
+	$(Q_LD)$(CC) $(GUEST_LDFLAGS) -T tests/guest/lib/link.ld $(filter %.o,$^) -o $@
 
 # A 32-bit ELF file that boots by its multiboot header, as kvm-unit-tests' are.
 $(GUEST_B)/hello-mb.elf: $(GUEST_B)/hello.o $(GUEST_B)/lib/start-mb.o $(GUEST_LIB) \
 		tests/guest/lib/link.ld
-	$(CC) $(GUEST_LDFLAGS) -T tests/guest/lib/link.ld $(filter %.o,$^) -o $@.64
-	objcopy -O elf32-i386 $@.64 $@
+	$(Q_LD)$(CC) $(GUEST_LDFLAGS) -T tests/guest/lib/link.ld $(filter %.o,$^) -o $@.64
+	@objcopy -O elf32-i386 $@.64 $@
 
 $(GUEST_B)/flat16.bin: GUEST_AT := 0x7c00
 $(GUEST_B)/%.bin: GUEST_AT := 0x100000
 $(GUEST_B)/%.bin: $(GUEST_B)/%.o
-	ld -m elf_x86_64 -Ttext=$(GUEST_AT) -e _start --build-id=none -o $@.elf $<
-	objcopy -O binary -j .text $@.elf $@
+	@ld -m elf_x86_64 -Ttext=$(GUEST_AT) -e _start --build-id=none -o $@.elf $<
+	@objcopy -O binary -j .text $@.elf $@
 
 .PHONY: guests

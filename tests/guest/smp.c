@@ -38,7 +38,7 @@ void guest_main(void)
 {
 	unsigned want = (unsigned)arg_number("cpus", 1), max, have = madt_cpus(&max);
 	uint64_t end = deadline();
-	struct cpuid one = cpuid(1, 0), b0 = cpuid(0xb, 0), b1 = cpuid(0xb, 1);
+	struct cpuid one = guest_cpuid(1, 0), b0 = guest_cpuid(0xb, 0), b1 = guest_cpuid(0xb, 1);
 
 	check(have == want, "madt", "%u processors", have);
 	check(max == want - 1, "madt-ids", "up to %u", max);

@@ -131,12 +131,14 @@ static inline void barrier(void)
 struct cpuid {
 	uint32_t a, b, c, d;
 };
+/* In kernel mode; in user mode use guest_cpuid(): software KVM shows the host's there. */
 static inline struct cpuid cpuid(uint32_t leaf, uint32_t sub)
 {
 	struct cpuid r;
 	__asm__ volatile("cpuid" : "=a"(r.a), "=b"(r.b), "=c"(r.c), "=d"(r.d) : "a"(leaf), "c"(sub));
 	return r;
 }
+struct cpuid guest_cpuid(uint32_t leaf, uint32_t sub);
 
 /* Zeroed memory for as long as the guest runs; ends the guest when there is none. */
 void *alloc(size_t size, size_t align);
@@ -156,7 +158,8 @@ static inline bool passed(uint64_t when)
 
 /* ---- kernel mode for a moment ---- */
 
-enum kernel_call { CALL_HALT, CALL_TRIPLE_FAULT, CALL_READ_MSR, CALL_WRITE_MSR };
+enum kernel_call { CALL_HALT, CALL_INTERRUPTS, CALL_TRIPLE_FAULT, CALL_CPUID, CALL_READ_MSR,
+		   CALL_WRITE_MSR };
 uint64_t kernel(enum kernel_call what, uint64_t a, uint64_t b); /* CALL_READ_MSR: a; returns it */
 
 /* ---- interrupts: vectors IRQ_FIRST to IRQ_LAST only count ---- */

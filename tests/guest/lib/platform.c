@@ -7,14 +7,16 @@
 
 void irq_on(void)
 {
+	outb(0x21, 0xff); /* the PICs see the same lines, and at power-on nothing masks them */
+	outb(0xa1, 0xff);
 	write32(LAPIC + 0x80, 0);            /* task priority */
 	write32(LAPIC + 0xf0, 0x100 | 0x3e); /* software enable; the spurious vector is counted */
-	__asm__ volatile("sti" : : : "memory");
+	kernel(CALL_INTERRUPTS, 1, 0);
 }
 
 void irq_off(void)
 {
-	__asm__ volatile("cli" : : : "memory");
+	kernel(CALL_INTERRUPTS, 0, 0);
 }
 
 bool irq_wait(unsigned vector, uint32_t beyond)
@@ -42,6 +44,14 @@ void ioapic_route(unsigned pin, unsigned vector)
 }
 
 /* ---- other processors ---- */
+
+struct cpuid guest_cpuid(uint32_t leaf, uint32_t sub)
+{
+	struct cpuid r;
+
+	kernel(CALL_CPUID, (uint64_t)sub << 32 | leaf, (uint64_t)&r);
+	return r;
+}
 
 extern uint8_t ap_start[], ap_start_end[];
 volatile uint8_t cpu_alive[256];

@@ -4,7 +4,8 @@
  * A guest has both a multiboot header and a PVH note (without the note when built with -DMULTIBOOT),
  * and two entries that differ only in what they were handed. Page tables for the first 4 GiB are
  * assembled here, one to one, all of it open to user mode: on KVM in software kernel mode is interpreted
- * while user mode runs natively, so guests spend their lives there, with IOPL 3 for port access.
+ * while user mode runs natively, so guests spend their lives there. All ports are allowed by the task
+ * segment's map; IOPL 3, which would do on a processor, is lost on software KVM.
  */
 #define STACK_SIZE 0x8000
 #define AP_PAGE    0x8000 /* as in guest.h */
@@ -39,11 +40,11 @@ entry:
 	call	to_long_mode
 	.code64
 	call	guest_init /* (how, info): tables that C can fill more easily */
-	/* to user mode, interrupts off, IOPL 3 */
+	/* to user mode, interrupts off */
 	lea	user_stack_top(%rip), %rdx
 	pushq	$0x1b
 	push	%rdx
-	pushq	$0x3002
+	pushq	$0x2
 	pushq	$0x23
 	lea	guest_start(%rip), %rax
 	push	%rax
@@ -93,10 +94,6 @@ trap_stubs:
 	.set	vector, vector + 1
 	.endr
 
-	.globl trap_call
-trap_call: /* int $0x80 */
-	pushq	$0
-	pushq	$0x80
 trap_common:
 	push	%rax
 	push	%rcx
@@ -191,9 +188,6 @@ gdt_pointer:
 	.word	gdt_end - gdt - 1
 	.long	gdt
 	.long	0
-	.align 16
-tss:
-	.fill	104, 1, 0
 
 	.align 4096
 	.globl pml4
@@ -212,6 +206,9 @@ pd:
 
 	.bss
 	.align 4096
+tss: /* with the permission map and the byte of ones that ends it */
+	.fill	104 + 8192 + 1, 1, 0
+	.align	16
 	.fill	STACK_SIZE, 1, 0
 	.globl stack_top
 stack_top:
