@@ -316,6 +316,8 @@ struct device *rtc_cmos_new_with_clock(struct bus *pio, uint64_t base,
 	t->regs.cmos[REG_A] = A_DEFAULT;
 	t->regs.cmos[REG_B] = B_24H;
 	device_add_state(&t->dev, &rtc_state, &t->regs, t);
+	/* glibc reads the time zone's file at the first gmtime_r(), which is in the sandbox otherwise. */
+	tzset();
 
 	struct region r = { .base = base,
 			    .size = PORTS,
