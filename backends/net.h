@@ -37,8 +37,8 @@ struct netif_ops {
 	ssize_t (*receive)(struct netif *n, const struct iovec *iov, unsigned niov);
 	int (*set_offload)(struct netif *n, unsigned offloads); /* 0 or -errno */
 	/*
-	 * Multiqueue: have the host send flows to this queue, or not. A queue that is off must not be
-	 * polled. NULL where there is one queue. 0 or -errno.
+	 * Multiqueue: have the host send flows to this queue, or not. A queue that is off must not
+	 * be polled. NULL where there is one queue. 0 or -errno.
 	 */
 	int (*enable)(struct netif *n, bool on);
 	void (*free)(struct netif *n); /* closes; removes the tap if we created it */
@@ -46,19 +46,19 @@ struct netif_ops {
 
 struct netif {
 	const struct netif_ops *ops;
-	int fd;        /* poll for EPOLLIN / EPOLLOUT; -1: none (tests drive it) */
-	char *name;    /* tap's name, for messages */
-	uint16_t mtu;  /* 0: unknown */
+	int fd;            /* poll for EPOLLIN / EPOLLOUT; -1: none (tests drive it) */
+	char *name;        /* tap's name, for messages */
+	uint16_t mtu;      /* 0: unknown */
 	unsigned offloads; /* what it can do, enum net_offload */
 };
 
 struct net_tap_options {
-	const char *name;  /* NULL when fd is given */
-	int fd;            /* inherited tap descriptor, or -1; owned by the netif on success */
-	bool create;       /* make it when absent; it then goes away with us */
-	const char *addr;  /* "192.0.2.1/24" for the host's side, or NULL */
-	unsigned mtu;      /* set on the tap when not 0 */
-	unsigned pairs;    /* queue pairs */
+	const char *name; /* NULL when fd is given */
+	int fd;           /* inherited tap descriptor, or -1; owned by the netif on success */
+	bool create;      /* make it when absent; it then goes away with us */
+	const char *addr; /* "192.0.2.1/24" for the host's side, or NULL */
+	unsigned mtu;     /* set on the tap when not 0 */
+	unsigned pairs;   /* queue pairs */
 };
 
 /*

@@ -123,8 +123,8 @@ int net_link_get(struct nl_sock *nl, const char *name, struct net_link *l, struc
 	if (from_nl(rc) == -ENODEV)
 		return -ENODEV;
 	return rc < 0 ? err_set(err, from_nl(rc), "cannot look up interface %s: %s", name,
-				nl_geterror(rc))
-		      : 0;
+				nl_geterror(rc)) :
+			0;
 }
 
 /* Ask for @change's attributes to be set on interface @index. */

@@ -205,7 +205,8 @@ int net_loop_new(unsigned depth, struct netif *end[2], struct err *err)
 
 	if (!j || !depth) {
 		free(j);
-		return err_set(err, depth ? ENOMEM : EINVAL, "cannot make a loop of %u frames", depth);
+		return err_set(err, depth ? ENOMEM : EINVAL, "cannot make a loop of %u frames",
+			       depth);
 	}
 	pthread_mutex_init(&j->lock, NULL);
 	j->depth = depth;

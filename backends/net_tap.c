@@ -9,12 +9,12 @@
  * failure can always be taken back, and nobody sees the tap up but half set.
  *
  * "In use" needs care. A single-queue tap refuses a second user by itself (EBUSY); a multiqueue one
- * takes up to 256 and would deal its frames out to two machines. So descriptors are counted after ours
- * are attached, not before: of two machines that start at once neither then misses the other.
+ * takes up to 256 and would deal its frames out to two machines. So descriptors are counted after
+ * ours are attached, not before: of two machines that start at once neither then misses the other.
  *
- * An inherited descriptor may belong to another network namespace (a pod's), where a look-up by name
- * would find the wrong interface or none. So only the descriptor itself is asked, and its MTU is
- * read only when it is known to be of our namespace.
+ * An inherited descriptor may belong to another network namespace (a pod's), where a look-up by
+ * name would find the wrong interface or none. So only the descriptor itself is asked, and its MTU
+ * is read only when it is known to be of our namespace.
  */
 #include <fcntl.h>
 #include <linux/if.h>
@@ -76,9 +76,9 @@ static unsigned tun_flags(unsigned offloads)
 	static const struct {
 		unsigned ours, kernels;
 	} map[] = {
-		{ NET_OFFLOAD_CSUM, TUN_F_CSUM },    { NET_OFFLOAD_TSO4, TUN_F_TSO4 },
-		{ NET_OFFLOAD_TSO6, TUN_F_TSO6 },    { NET_OFFLOAD_ECN, TUN_F_TSO_ECN },
-		{ NET_OFFLOAD_UFO, TUN_F_UFO },	     { NET_OFFLOAD_USO, TUN_F_USO4 | TUN_F_USO6 },
+		{ NET_OFFLOAD_CSUM, TUN_F_CSUM }, { NET_OFFLOAD_TSO4, TUN_F_TSO4 },
+		{ NET_OFFLOAD_TSO6, TUN_F_TSO6 }, { NET_OFFLOAD_ECN, TUN_F_TSO_ECN },
+		{ NET_OFFLOAD_UFO, TUN_F_UFO },   { NET_OFFLOAD_USO, TUN_F_USO4 | TUN_F_USO6 },
 	};
 	unsigned flags = 0;
 
@@ -145,7 +145,9 @@ static struct netif *tap_new(int *fd, const char *name, bool multi_queue)
 	return &t->n;
 }
 
-/* The header's size, and what the kernel can leave to the guest; to begin with it leaves nothing. */
+/*
+ * The header's size, and what the kernel can leave to the guest; to begin with it leaves nothing.
+ */
 static int set_up_header(struct netif *n, struct err *err)
 {
 	const unsigned base = NET_OFFLOAD_CSUM | NET_OFFLOAD_TSO4 | NET_OFFLOAD_TSO6 |
@@ -173,9 +175,11 @@ static int open_tun(const char *name, struct err *err)
 	if (fd >= 0)
 		return fd;
 	if (errno == ENOENT || errno == ENODEV || errno == ENXIO)
-		return err_set(err, errno,
-			       "tap %s: this host has no /dev/net/tun: load the driver with modprobe "
-			       "tun, or have the container given the device", name);
+		return err_set(
+			err, errno,
+			"tap %s: this host has no /dev/net/tun: load the driver with modprobe "
+			"tun, or have the container given the device",
+			name);
 	return err_set_sys(err, errno, "tap %s: cannot open /dev/net/tun", name);
 }
 
@@ -191,10 +195,12 @@ static int say_why_not(int rc, const struct net_tap_options *o, bool exists, str
 		if (exists)
 			return err_set(err, rc,
 				       "tap %s belongs to another user: make it with ip tuntap add "
-				       "%s mode tap user $USER, or run with CAP_NET_ADMIN", name, name);
+				       "%s mode tap user $USER, or run with CAP_NET_ADMIN",
+				       name, name);
 		return err_set(err, rc,
 			       "making tap %s takes CAP_NET_ADMIN: run with it, or have it made "
-			       "beforehand with ip tuntap add %s mode tap user $USER", name, name);
+			       "beforehand with ip tuntap add %s mode tap user $USER",
+			       name, name);
 	case E2BIG:
 		return err_set(err, rc, "tap %s has no room for %u more queues", name, o->pairs);
 	default:
@@ -202,8 +208,8 @@ static int say_why_not(int rc, const struct net_tap_options *o, bool exists, str
 	}
 }
 
-static int attach(const struct net_tap_options *o, bool exists, bool multi_queue,
-		  struct netif **n, struct err *err)
+static int attach(const struct net_tap_options *o, bool exists, bool multi_queue, struct netif **n,
+		  struct err *err)
 {
 	struct ifreq ifr = { .ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR };
 	cleanup_fd int fd = open_tun(o->name, err);
@@ -220,8 +226,8 @@ static int attach(const struct net_tap_options *o, bool exists, bool multi_queue
 	if (ioctl(fd, TUNSETIFF, &ifr))
 		return say_why_not(errno, o, exists, err);
 	*n = tap_new(&fd, o->name, multi_queue);
-	return *n ? set_up_header(*n, err) : err_set(err, ENOMEM, "out of memory for tap %s",
-						     o->name);
+	return *n ? set_up_header(*n, err) :
+		    err_set(err, ENOMEM, "out of memory for tap %s", o->name);
 }
 
 /* What @o asks of the interface @l that has its name. */
@@ -229,12 +235,15 @@ static int check_existing(const struct net_tap_options *o, const struct net_link
 			  struct err *err)
 {
 	if (!l->tap)
-		return err_set(err, EINVAL, "%s is a network interface but not a tap: give another "
-					    "name", o->name);
+		return err_set(err, EINVAL,
+			       "%s is a network interface but not a tap: give another "
+			       "name",
+			       o->name);
 	if (o->pairs > 1 && !l->multi_queue)
 		return err_set(err, EINVAL,
 			       "tap %s has a single queue: leave queues=%u out, or make it with ip "
-			       "tuntap add %s mode tap multi_queue", o->name, o->pairs, o->name);
+			       "tuntap add %s mode tap multi_queue",
+			       o->name, o->pairs, o->name);
 	return 0;
 }
 
@@ -244,9 +253,11 @@ static int set_mtu(struct nl_sock *nl, const struct net_tap_options *o, struct n
 	int rc = o->mtu && o->mtu != l->mtu ? net_link_set_mtu(nl, l->index, o->mtu) : 0;
 
 	if (rc == -EPERM)
-		return err_set(err, rc,
-			       "setting the MTU of tap %s takes CAP_NET_ADMIN: leave mtu=%u out, or "
-			       "first do ip link set %s mtu %u", o->name, o->mtu, o->name, o->mtu);
+		return err_set(
+			err, rc,
+			"setting the MTU of tap %s takes CAP_NET_ADMIN: leave mtu=%u out, or "
+			"first do ip link set %s mtu %u",
+			o->name, o->mtu, o->name, o->mtu);
 	if (rc)
 		return err_set_sys(err, rc, "tap %s does not take an MTU of %u", o->name, o->mtu);
 	l->mtu = o->mtu ? o->mtu : l->mtu;
@@ -261,9 +272,11 @@ static int add_addr(struct nl_sock *nl, const struct net_tap_options *o, const s
 	if (rc == -EPERM)
 		return err_set(err, rc,
 			       "giving tap %s an address takes CAP_NET_ADMIN: leave addr out, or "
-			       "first do ip addr add %s dev %s", o->name, o->addr, o->name);
-	return rc < 0 ? err_set_sys(err, rc, "cannot give tap %s the address %s", o->name, o->addr)
-		      : rc;
+			       "first do ip addr add %s dev %s",
+			       o->name, o->addr, o->name);
+	return rc < 0 ?
+		       err_set_sys(err, rc, "cannot give tap %s the address %s", o->name, o->addr) :
+		       rc;
 }
 
 static int bring_up(struct nl_sock *nl, const char *name, const struct net_link *l, bool created,
@@ -273,7 +286,8 @@ static int bring_up(struct nl_sock *nl, const char *name, const struct net_link 
 
 	if (rc == -EPERM && !created) {
 		log_warn("tap %s is down and bringing it up takes CAP_NET_ADMIN: until ip link set "
-			 "%s up the guest has no network", name, name);
+			 "%s up the guest has no network",
+			 name, name);
 		return 0;
 	}
 	return rc ? err_set_sys(err, rc, "cannot bring tap %s up", name) : 0;
@@ -315,9 +329,10 @@ static int check_name(const char *name, struct err *err)
 	/* the kernel would take % as a pattern */
 	if (!len || len >= IFNAMSIZ || strpbrk(name, "/%: ") || !strcmp(name, ".") ||
 	    !strcmp(name, ".."))
-		return err_set(err, EINVAL, "\"%s\" cannot be the name of a tap: give up to %d "
-					    "characters without / %% : and spaces", name,
-			       IFNAMSIZ - 1);
+		return err_set(err, EINVAL,
+			       "\"%s\" cannot be the name of a tap: give up to %d "
+			       "characters without / %% : and spaces",
+			       name, IFNAMSIZ - 1);
 	return 0;
 }
 
@@ -334,7 +349,8 @@ static int open_queues(struct nl_sock *nl, const struct net_tap_options *o, stru
 	if (!exists && !o->create)
 		return err_set(err, ENODEV,
 			       "tap %s does not exist: make it with ip tuntap add %s mode tap user "
-			       "$USER, or leave create=off out", o->name, o->name);
+			       "$USER, or leave create=off out",
+			       o->name, o->name);
 	rc = exists ? check_existing(o, &l, err) : 0;
 	for (unsigned i = 0; i < o->pairs && !rc; i++)
 		rc = attach(o, exists || i, exists ? l.multi_queue : o->pairs > 1, &n[i], err);
@@ -379,9 +395,11 @@ static int check_inherited(int fd, struct ifreq *ifr, struct err *err)
 			       "fd=%d is not an open tap", fd);
 	ifr->ifr_name[IFNAMSIZ - 1] = 0;
 	if (!(ifr->ifr_flags & IFF_VNET_HDR) || !(ifr->ifr_flags & IFF_NO_PI))
-		return err_set(err, EINVAL,
-			       "fd=%d: tap %s was not opened with IFF_NO_PI and IFF_VNET_HDR, which "
-			       "its opener must set", fd, ifr->ifr_name);
+		return err_set(
+			err, EINVAL,
+			"fd=%d: tap %s was not opened with IFF_NO_PI and IFF_VNET_HDR, which "
+			"its opener must set",
+			fd, ifr->ifr_name);
 	return 0;
 }
 
@@ -412,7 +430,8 @@ static int open_inherited(const struct net_tap_options *o, struct netif **n, str
 	if (o->addr)
 		return err_set(err, EINVAL,
 			       "fd=%d: an inherited tap gets its address from whoever opened it: "
-			       "leave addr=%s out", o->fd, o->addr);
+			       "leave addr=%s out",
+			       o->fd, o->addr);
 	rc = fd_set_nonblock(fd);
 	if (!rc && fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
 		rc = -errno;

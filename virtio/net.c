@@ -8,10 +8,11 @@
  * and HASH_REPORT, which alone would make it longer, is not offered (QEMU CVE-2023-6693 mixed up
  * the sizes).
  *
- * Watches belong to the loop's thread, but activation and reset arrive on a vCPU's. So neither touches
- * them: activation makes the core kick every queue, and that turn, on the loop, begins to watch; after
- * a reset the next event finds the device not running and ends the watch. The same goes for telling
- * the host which pairs are in use, since a queue that is off must be off the loop first.
+ * Watches belong to the loop's thread, but activation and reset arrive on a vCPU's. So neither
+ * touches them: activation makes the core kick every queue, and that turn, on the loop, begins to
+ * watch; after a reset the next event finds the device not running and ends the watch. The same
+ * goes for telling the host which pairs are in use, since a queue that is off must be off the loop
+ * first.
  */
 #include <endian.h>
 #include <stdlib.h>
@@ -151,7 +152,8 @@ void net_link_lost(struct net_pair *p, int error)
 		return;
 	log_err("%s: %s %s is gone (%s): the guest's link is down until the machine is restarted",
 		net->v.dev.name, p->nif->ops->name, p->nif->name, strerror(-error));
-	memcpy(net->v.regs.config + offsetof(struct virtio_net_config, status), &down, sizeof(down));
+	memcpy(net->v.regs.config + offsetof(struct virtio_net_config, status), &down,
+	       sizeof(down));
 	virtio_config_changed(&net->v);
 }
 
@@ -223,8 +225,8 @@ static void on_ready(struct loop_watch *w, uint32_t events)
 }
 
 /*
- * A watch that waits for nothing is taken off, not silenced: EPOLLERR of an interface that went away
- * would come all the same, for ever.
+ * A watch that waits for nothing is taken off, not silenced: EPOLLERR of an interface that went
+ * away would come all the same, for ever.
  */
 void net_watch(struct net_pair *p)
 {
@@ -394,8 +396,9 @@ struct virtio *virtio_net_new(const struct virtio_net_options *o, struct netif *
 			      struct gmem *mem, struct loop *loop, struct err *err)
 {
 	if (!o->pairs || o->pairs > PAIRS_MAX || (o->mtu && o->mtu < 68)) {
-		err_set(err, EINVAL, "%s: %u queue pairs and an MTU of %u: 1 to %d pairs, MTU from 68",
-			o->name, o->pairs, o->mtu, PAIRS_MAX);
+		err_set(err, EINVAL,
+			"%s: %u queue pairs and an MTU of %u: 1 to %d pairs, MTU from 68", o->name,
+			o->pairs, o->mtu, PAIRS_MAX);
 		return NULL;
 	}
 	struct net *net = allocate(o, ifs);
@@ -404,8 +407,8 @@ struct virtio *virtio_net_new(const struct virtio_net_options *o, struct netif *
 		err_set(err, ENOMEM, "%s: out of memory for %u queue pairs", o->name, o->pairs);
 		return NULL;
 	}
-	if (virtio_init(&net->v, &net_ops, o->name, mem, loop, offered(o, ifs[0]),
-			2 * o->pairs + 1, o->queue_size, err)) {
+	if (virtio_init(&net->v, &net_ops, o->name, mem, loop, offered(o, ifs[0]), 2 * o->pairs + 1,
+			o->queue_size, err)) {
 		free_memory(net);
 		return NULL;
 	}

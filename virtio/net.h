@@ -15,7 +15,9 @@ struct virtio_net_options {
 	uint16_t queue_size;
 };
 
-/* A locally administered address made from the machine's and the NIC's names; the same every time. */
+/*
+ * A locally administered address made from the machine's and the NIC's names; the same every time.
+ */
 void virtio_net_default_mac(const char *vm_id, const char *nic_id, uint8_t mac[6]);
 
 /* Owns @ifs[0..pairs) from success on. @loop is an I/O thread's. NULL on error. */

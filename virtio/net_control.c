@@ -37,12 +37,15 @@ static bool rx_mode(const struct command *c)
 {
 	struct virtio_net_regs *r = &c->net->regs;
 	uint8_t *const mode[] = {
-		[VIRTIO_NET_CTRL_RX_PROMISC] = &r->promisc, [VIRTIO_NET_CTRL_RX_ALLMULTI] = &r->allmulti,
-		[VIRTIO_NET_CTRL_RX_ALLUNI] = &r->alluni,   [VIRTIO_NET_CTRL_RX_NOMULTI] = &r->nomulti,
-		[VIRTIO_NET_CTRL_RX_NOUNI] = &r->nouni,	    [VIRTIO_NET_CTRL_RX_NOBCAST] = &r->nobcast,
+		[VIRTIO_NET_CTRL_RX_PROMISC] = &r->promisc,
+		[VIRTIO_NET_CTRL_RX_ALLMULTI] = &r->allmulti,
+		[VIRTIO_NET_CTRL_RX_ALLUNI] = &r->alluni,
+		[VIRTIO_NET_CTRL_RX_NOMULTI] = &r->nomulti,
+		[VIRTIO_NET_CTRL_RX_NOUNI] = &r->nouni,
+		[VIRTIO_NET_CTRL_RX_NOBCAST] = &r->nobcast,
 	};
-	uint64_t feature = c->cmd <= VIRTIO_NET_CTRL_RX_ALLMULTI ? NET_F(CTRL_RX)
-								 : NET_F(CTRL_RX_EXTRA);
+	uint64_t feature = c->cmd <= VIRTIO_NET_CTRL_RX_ALLMULTI ? NET_F(CTRL_RX) :
+								   NET_F(CTRL_RX_EXTRA);
 	uint8_t on;
 
 	if (c->cmd >= sizeof(mode) / sizeof(mode[0]) || !virtio_has(&c->net->v, feature) ||
@@ -137,10 +140,9 @@ static bool run(struct net *net, const struct virtq_chain *chain)
 
 	if (virtq_copy_out(chain, 0, &hdr, sizeof(hdr)) != sizeof(hdr))
 		return false;
-	struct command c = { .net = net,
-			     .chain = chain,
-			     .cmd = hdr.cmd,
-			     .len = chain->out_len - sizeof(hdr) };
+	struct command c = {
+		.net = net, .chain = chain, .cmd = hdr.cmd, .len = chain->out_len - sizeof(hdr)
+	};
 
 	switch (hdr.class) {
 	case VIRTIO_NET_CTRL_RX:

@@ -38,11 +38,11 @@ struct net_pair {
 	bool rx_on;              /* watch for frames */
 	bool tx_blocked;         /* watch for room; TX kicks wait for it */
 	bool gone;               /* the host took the interface away */
-	bool stale;              /* throw away what is queued: its offloads are an earlier driver's */
-	unsigned errors;         /* failed receives in a row */
-	uint32_t expect;         /* bytes of buffers to offer the next frame */
-	uint32_t held;           /* bytes of a frame in spill that waits for buffers; 0: none */
-	uint8_t *spill;          /* NET_FRAME_MAX bytes, for what did not fit */
+	bool stale;      /* throw away what is queued: its offloads are an earlier driver's */
+	unsigned errors; /* failed receives in a row */
+	uint32_t expect; /* bytes of buffers to offer the next frame */
+	uint32_t held;   /* bytes of a frame in spill that waits for buffers; 0: none */
+	uint8_t *spill;  /* NET_FRAME_MAX bytes, for what did not fit */
 };
 
 /* RX buffers taken for this turn, in order. Empty between turns. */
@@ -94,7 +94,7 @@ static inline unsigned net_tx_index(const struct net_pair *p)
 }
 
 /* net.c */
-void net_watch(struct net_pair *p);               /* as rx_on and tx_blocked say */
+void net_watch(struct net_pair *p);                /* as rx_on and tx_blocked say */
 void net_link_lost(struct net_pair *p, int error); /* the host's interface is no more */
 void net_apply_offloads(struct net *net);
 void net_apply_pairs(struct net *net);

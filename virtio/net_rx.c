@@ -1,27 +1,27 @@
 /*
  * net_rx.c - frames to the guest
  *
- * A tap tells the size of a frame only by handing it over, and what does not fit the read is lost. So
- * each read offers a window of the guest's buffers and behind them a spill area of ours; together
- * they hold any frame. How many buffers to offer is a guess: one frame of the MTU's size, or the
- * largest there is once such a frame came in this turn or the one before. A guess too low costs a
- * copy, never the frame: what spilled moves into further buffers, or waits in the spill area until
- * the guest adds some.
+ * A tap tells the size of a frame only by handing it over, and what does not fit the read is lost.
+ * So each read offers a window of the guest's buffers and behind them a spill area of ours;
+ * together they hold any frame. How many buffers to offer is a guess: one frame of the MTU's size,
+ * or the largest there is once such a frame came in this turn or the one before. A guess too low
+ * costs a copy, never the frame: what spilled moves into further buffers, or waits in the spill
+ * area until the guest adds some.
  *
- * The window is empty between turns: buffers taken but not used are given back in reverse. So nothing
- * is ever in flight here, and a reset or a snapshot between turns needs no care.
+ * The window is empty between turns: buffers taken but not used are given back in reverse. So
+ * nothing is ever in flight here, and a reset or a snapshot between turns needs no care.
  *
  * When the ring is empty the tap is not watched (it would report ready again and again) until the
  * guest kicks. The kick is asked for while every buffer is still taken: asked for after giving some
- * back, the event index would lie behind what the driver has already passed, and it would never come
- * (EVENT_IDX, 2.7.10).
+ * back, the event index would lie behind what the driver has already passed, and it would never
+ * come (EVENT_IDX, 2.7.10).
  */
 #include <endian.h>
 #include <string.h>
 
 #include "virtio/net_priv.h"
 
-#define ERRORS_MAX 64 /* in a row: then the interface counts as gone */
+#define ERRORS_MAX 64   /* in a row: then the interface counts as gone */
 #define DRAIN_MAX  4096 /* frames; a tap's queue holds 500 to begin with */
 
 enum rx {
@@ -93,8 +93,8 @@ static int window_take(struct net_pair *p, const char **why)
 	if (rc != 1)
 		return rc;
 	if (c.nout || c.in_len < NET_VNET_HDR_LEN) {
-		*why = c.nout ? "a receive buffer has a device-readable part"
-			      : "a receive buffer is too short for the header";
+		*why = c.nout ? "a receive buffer has a device-readable part" :
+				"a receive buffer is too short for the header";
 		virtq_unpop(queue_of(p), &c);
 		return -EPROTO;
 	}
@@ -129,7 +129,9 @@ static void window_give_back(struct net_pair *p)
 	window_clear(w);
 }
 
-/* The first @len bytes were written and may not be handed over: migration has to know all the same. */
+/*
+ * The first @len bytes were written and may not be handed over: migration has to know all the same.
+ */
 static void window_touched(struct net_pair *p, uint64_t len)
 {
 	struct virtq_chain all = window_all(&p->net->window);

@@ -1,10 +1,10 @@
 /*
  * net_tx.c - frames from the guest
  *
- * Header and frame go to the tap from where they lie, in one write. The kernel reads the header once
- * and checks it against the frame itself; what it refuses (an unknown gso_type, a checksum outside
- * the frame) is dropped and counted, as a real card would put a bad frame on the wire and nobody
- * hear of it. Nothing is decided here on bytes that the guest can change meanwhile.
+ * Header and frame go to the tap from where they lie, in one write. The kernel reads the header
+ * once and checks it against the frame itself; what it refuses (an unknown gso_type, a checksum
+ * outside the frame) is dropped and counted, as a real card would put a bad frame on the wire and
+ * nobody hear of it. Nothing is decided here on bytes that the guest can change meanwhile.
  *
  * A tap that is full is waited for: the chain goes back to the ring and kicks are ignored until the
  * descriptor is writable, so the queue's own size bounds what waits.

@@ -1,8 +1,7 @@
 /*
  * net_rig.h - a virtio-net device, a driver for it and a far end, without KVM
  *
- * The driver's side is written out here instead of using the device's own ring code, so that a
- * mistake there shows. It keeps its rings and buffers in 8 MiB of RAM at address 0.
+ * The driver is virtio_driver.h's; here are the far end, the transport that counts, and frames.
  */
 #ifndef TESTS_UNIT_NET_RIG_H
 #define TESTS_UNIT_NET_RIG_H
@@ -21,47 +20,36 @@
 
 #include "base/fd.h"
 #include "virtio/net_priv.h"
+#include "virtio_driver.h"
 
-#define RIG_RAM	     (8u << 20)
-#define RIG_BUFFERS  0x400000u /* where tests put their buffers */
-#define RIG_QUEUES   5
-#define RIG_RING(q)  (0x10000u * (q))
-#define RIG_AVAIL(q) (RIG_RING(q) + 0x2000)
-#define RIG_USED(q)  (RIG_RING(q) + 0x4000)
-
-#define SEG_NEXT  1
-#define SEG_WRITE 2
-
-struct seg {
-	uint64_t addr;
-	uint32_t len;
-	bool write;
-};
-
-struct driver_queue {
-	uint16_t size, next_desc, avail, used;
-};
+#define RIG_RAM     (8u << 20)
+#define RIG_END     (VD_RAM_BASE + RIG_RAM)
+#define RIG_BUFFERS 0x400000u /* where tests put their buffers; rings lie below */
+#define RIG_QUEUES  5
 
 /* A network interface of the test's: a socket pair, so that waiting can be tested. */
 struct test_if {
 	struct netif n;
 	int peer;
 	unsigned offloads;
-	int enabled; /* -1: never told */
+	int enabled;                 /* -1: never told */
 	int fail_send, fail_receive; /* -errno */
 };
 
 struct rig {
-	uint8_t *ram;
-	struct gmem *mem;
+	struct vd_ram ram;
 	struct loop *loop;
 	struct virtio *v;
 	struct netif *far[2]; /* loop's other ends */
 	struct test_if *tif[2];
-	struct driver_queue q[RIG_QUEUES];
+	struct vd_queue q[RIG_QUEUES];
 	unsigned signals[RIG_QUEUES], config_signals;
-	uint64_t features;
 };
+
+static inline uint8_t *rig_at(struct rig *r, gpa_t at)
+{
+	return vd_host(&r->ram, at);
+}
 
 /* ---- transport: counts ---- */
 
@@ -140,9 +128,11 @@ static inline struct test_if *test_if_new(void)
 	struct test_if *t = calloc(1, sizeof(*t));
 	int fd[2];
 
-	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fd), 0);
-	t->n = (struct netif){ .ops = &test_if_ops, .fd = fd[0], .name = (char *)"test0",
-			       .offloads = 63 };
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fd),
+			 0);
+	t->n = (struct netif){
+		.ops = &test_if_ops, .fd = fd[0], .name = (char *)"test0", .offloads = 63
+	};
 	t->peer = fd[1];
 	t->enabled = -1;
 	return t;
@@ -156,17 +146,15 @@ static const uint8_t rig_mac[6] = { 0x52, 0x54, 0, 1, 2, 3 };
 
 static inline struct rig *rig_new(enum rig_far far, unsigned pairs, uint16_t queue_size)
 {
-	struct virtio_net_options o = { .name = "net.t", .mtu = 1500, .pairs = pairs,
-					.queue_size = queue_size };
+	struct virtio_net_options o = {
+		.name = "net.t", .mtu = 1500, .pairs = pairs, .queue_size = queue_size
+	};
 	struct rig *r = calloc(1, sizeof(*r));
 	struct netif *ifs[2];
 	struct err err = { 0 };
 
 	assert_non_null(r);
-	r->ram = aligned_alloc(4096, RIG_RAM);
-	memset(r->ram, 0, RIG_RAM);
-	r->mem = gmem_new(&err);
-	assert_int_equal(gmem_add_borrowed(r->mem, 0, RIG_RAM, r->ram, &err), 0);
+	vd_ram_init(&r->ram, RIG_RAM);
 	r->loop = loop_new(&err);
 	memcpy(o.mac, rig_mac, 6);
 	for (unsigned i = 0; i < pairs; i++) {
@@ -181,7 +169,7 @@ static inline struct rig *rig_new(enum rig_far far, unsigned pairs, uint16_t que
 		ifs[i] = end[0];
 		r->far[i] = end[1];
 	}
-	r->v = virtio_net_new(&o, ifs, r->mem, r->loop, &err);
+	r->v = virtio_net_new(&o, ifs, r->ram.mem, r->loop, &err);
 	if (!r->v)
 		fail_msg("%s", err.msg);
 	r->v->transport = &rig_transport;
@@ -196,57 +184,21 @@ static inline void rig_free(struct rig *r)
 		if (r->far[i])
 			r->far[i]->ops->free(r->far[i]);
 	loop_free(r->loop);
-	gmem_free(r->mem);
-	free(r->ram);
+	vd_ram_fini(&r->ram);
 	free(r);
-}
-
-static inline void rig_status(struct rig *r, uint8_t status)
-{
-	pthread_mutex_lock(&r->v->dev.lock);
-	virtio_set_status(r->v, status);
-	pthread_mutex_unlock(&r->v->dev.lock);
 }
 
 static inline void rig_reset(struct rig *r)
 {
-	rig_status(r, 0);
-	memset(r->q, 0, sizeof(r->q));
-	memset(r->ram, 0, RIG_BUFFERS);
-}
-
-static inline void rig_set_up_queue(struct rig *r, unsigned q, uint16_t size)
-{
-	struct virtio *v = r->v;
-
-	pthread_mutex_lock(&v->dev.lock);
-	v->regs.queue_select = (uint16_t)q;
-	virtio_set_queue_size(v, size);
-	virtio_set_queue_addr(v, &v->queues[q].regs.desc, false, RIG_RING(q));
-	virtio_set_queue_addr(v, &v->queues[q].regs.driver, false, RIG_AVAIL(q));
-	virtio_set_queue_addr(v, &v->queues[q].regs.device, false, RIG_USED(q));
-	virtio_set_queue_ready(v, 1);
-	pthread_mutex_unlock(&v->dev.lock);
-	assert_int_equal(v->queues[q].regs.ready, 1);
-	r->q[q].size = size;
+	vd_set_status(r->v, 0);
+	r->ram.next = VD_RAM_BASE;
 }
 
 /* Up to DRIVER_OK with @features of what is offered and all queues of @size. */
 static inline void rig_start(struct rig *r, uint64_t features, uint16_t size)
 {
-	r->features = (features & r->v->features) | VIRTIO_F_VERSION_1;
-	rig_status(r, 1);
-	rig_status(r, 3);
-	for (uint32_t w = 0; w < 2; w++) {
-		r->v->regs.driver_feature_select = w;
-		virtio_set_features(r->v, (uint32_t)(r->features >> 32 * w));
-	}
-	rig_status(r, 11);
-	assert_int_equal(virtio_get_status(r->v), 11);
-	for (unsigned q = 0; q < r->v->nqueues; q++)
-		rig_set_up_queue(r, q, size);
-	rig_status(r, 15);
-	assert_int_equal(virtio_get_status(r->v), 15);
+	assert_true(vd_start(r->v, &r->ram, r->q, r->v->nqueues, size, features & r->v->features));
+	assert_true(r->ram.next <= RIG_BUFFERS);
 	while (loop_poll(r->loop, 0) > 0)
 		;
 	memset(r->signals, 0, sizeof(r->signals));
@@ -254,44 +206,6 @@ static inline void rig_start(struct rig *r, uint64_t features, uint16_t size)
 }
 
 /* ---- driver ---- */
-
-static inline uint16_t *rig16(struct rig *r, uint32_t at)
-{
-	return (uint16_t *)(r->ram + at);
-}
-
-/* Make one chain available. Its head. */
-static inline uint16_t rig_add(struct rig *r, unsigned q, const struct seg *s, unsigned n)
-{
-	struct driver_queue *d = &r->q[q];
-	uint16_t head = d->next_desc % d->size;
-
-	for (unsigned i = 0; i < n; i++) {
-		uint16_t at = d->next_desc++ % d->size, next = d->next_desc % d->size;
-		uint16_t flags = (uint16_t)((s[i].write ? SEG_WRITE : 0) | (i + 1 < n ? SEG_NEXT : 0));
-		uint8_t *desc = r->ram + RIG_RING(q) + 16 * at;
-
-		memcpy(desc, &s[i].addr, 8);
-		memcpy(desc + 8, &s[i].len, 4);
-		memcpy(desc + 12, &flags, 2);
-		memcpy(desc + 14, &next, 2);
-	}
-	*rig16(r, RIG_AVAIL(q) + 4 + 2 * (d->avail % d->size)) = head;
-	*rig16(r, RIG_AVAIL(q) + 2) = ++d->avail;
-	return head;
-}
-
-/* Would a driver that follows the rules kick for the last @n chains it added? */
-static inline bool rig_kick_wanted(struct rig *r, unsigned q, uint16_t n)
-{
-	struct driver_queue *d = &r->q[q];
-
-	if (!(r->features & VIRTIO_F_EVENT_IDX))
-		return !(*rig16(r, RIG_USED(q)) & 1);
-	uint16_t event = *rig16(r, RIG_USED(q) + 4 + 8 * d->size);
-
-	return (uint16_t)(d->avail - event - 1) < n;
-}
 
 /* Until nothing more happens. Number of callbacks. */
 static inline unsigned rig_settle(struct rig *r)
@@ -306,31 +220,30 @@ static inline unsigned rig_settle(struct rig *r)
 	return n;
 }
 
+/* Make what was added available and tell the device, wanted or not. */
 static inline void rig_kick(struct rig *r, unsigned q)
 {
+	vd_publish(&r->q[q]);
 	virtio_notify(r->v, q);
 	rig_settle(r);
 }
 
-/* The next used entry: its head, or -1 when there is none. */
-static inline int rig_used(struct rig *r, unsigned q, uint32_t *len)
+static inline void rig_add(struct rig *r, unsigned q, const struct vd_seg *s, unsigned n)
 {
-	struct driver_queue *d = &r->q[q];
-	uint32_t e[2];
-
-	if (d->used == *rig16(r, RIG_USED(q) + 2))
-		return -1;
-	memcpy(e, r->ram + RIG_USED(q) + 4 + 8 * (d->used++ % d->size), sizeof(e));
-	if (len)
-		*len = e[1];
-	return (int)e[0];
+	assert_true(vd_add(&r->q[q], s, n, 0) >= 0);
 }
 
-static inline void rig_add_rx(struct rig *r, unsigned q, uint64_t addr, uint32_t len)
+static inline void rig_add_rx(struct rig *r, unsigned q, gpa_t addr, uint32_t len)
 {
-	struct seg s = { addr, len, true };
+	rig_add(r, q, &(struct vd_seg)VD_IN(addr, len), 1);
+}
 
-	rig_add(r, q, &s, 1);
+/* Take the next used entry. */
+static inline bool rig_used(struct rig *r, unsigned q, uint32_t *len)
+{
+	uint32_t head, n;
+
+	return vd_collect(&r->q[q], &head, len ? len : &n);
 }
 
 /* ---- far end ---- */

@@ -35,12 +35,12 @@
 
 static const char *why_not; /* the host lacks something: skip */
 
-#define NEED_TAPS()                                                                                \
-	do {                                                                                       \
-		if (why_not) {                                                                     \
-			print_message("SKIP: %s\n", why_not);                                      \
-			skip();                                                                    \
-		}                                                                                  \
+#define NEED_TAPS()                                           \
+	do {                                                  \
+		if (why_not) {                                \
+			print_message("SKIP: %s\n", why_not); \
+			skip();                               \
+		}                                             \
 	} while (0)
 
 static int set_up_namespace(void **state)
@@ -157,15 +157,20 @@ static ssize_t receive_ours(struct netif *n, uint8_t *buf, size_t len)
 			assert_int_equal(poll(&p, 1, 10000), 1);
 			continue;
 		}
-		if (got < NET_VNET_HDR_LEN + 14 || !memcmp(buf + NET_VNET_HDR_LEN + 12, "\x88\xb5", 2))
+		if (got < NET_VNET_HDR_LEN + 14 ||
+		    !memcmp(buf + NET_VNET_HDR_LEN + 12, "\x88\xb5", 2))
 			return got;
 	}
 }
 
 static void test_create_and_vanish(void **state)
 {
-	struct net_tap_options o = { .name = "tt0", .fd = -1, .create = true, .pairs = 1,
-				     .mtu = 1400, .addr = "192.0.2.1/24" };
+	struct net_tap_options o = { .name = "tt0",
+				     .fd = -1,
+				     .create = true,
+				     .pairs = 1,
+				     .mtu = 1400,
+				     .addr = "192.0.2.1/24" };
 	struct err err = { 0 };
 	struct netif *n;
 	struct net_link l;
@@ -294,8 +299,9 @@ static void test_wrong_kinds(void **state)
 
 static void test_nothing_left(void **state)
 {
-	struct net_tap_options o = { .name = "tt7", .fd = -1, .create = true, .pairs = 1,
-				     .addr = "192.0.2.1/77" };
+	struct net_tap_options o = {
+		.name = "tt7", .fd = -1, .create = true, .pairs = 1, .addr = "192.0.2.1/77"
+	};
 	struct err err = { 0 };
 	struct netif *n;
 	struct net_link l;
@@ -346,7 +352,9 @@ static void test_frames(void **state)
 
 	/* guest to host, in pieces that cut through the header */
 	struct virtio_net_hdr_v1 hdr = { 0 };
-	struct iovec iov[4] = { { &hdr, 5 }, { (uint8_t *)&hdr + 5, 7 }, { frame, 3 },
+	struct iovec iov[4] = { { &hdr, 5 },
+				{ (uint8_t *)&hdr + 5, 7 },
+				{ frame, 3 },
 				{ frame + 3, sizeof(frame) - 3 } };
 
 	frame[50] = 0xa5;
@@ -358,7 +366,8 @@ static void test_frames(void **state)
 	hdr.gso_type = 0x77;
 	assert_int_equal(n->ops->send(n, iov, 4), -EINVAL);
 	hdr = (struct virtio_net_hdr_v1){ .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM,
-					  .csum_start = 0xfff0, .csum_offset = 0xfff0 };
+					  .csum_start = 0xfff0,
+					  .csum_offset = 0xfff0 };
 	assert_int_equal(n->ops->send(n, iov, 4), -EINVAL);
 	hdr = (struct virtio_net_hdr_v1){ .hdr_len = 0xffff };
 	assert_int_equal(n->ops->send(n, iov, 4), -EINVAL);
@@ -546,13 +555,20 @@ static void test_no_right(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_create_and_vanish), cmocka_unit_test(test_absent),
-		cmocka_unit_test(test_existing_persists), cmocka_unit_test(test_in_use),
-		cmocka_unit_test(test_wrong_kinds),	  cmocka_unit_test(test_nothing_left),
-		cmocka_unit_test(test_frames),		  cmocka_unit_test(test_would_block),
-		cmocka_unit_test(test_offloads),	  cmocka_unit_test(test_multiqueue),
-		cmocka_unit_test(test_inherited),	  cmocka_unit_test(test_not_a_tap),
-		cmocka_unit_test(test_removed_under_us),  cmocka_unit_test(test_no_right),
+		cmocka_unit_test(test_create_and_vanish),
+		cmocka_unit_test(test_absent),
+		cmocka_unit_test(test_existing_persists),
+		cmocka_unit_test(test_in_use),
+		cmocka_unit_test(test_wrong_kinds),
+		cmocka_unit_test(test_nothing_left),
+		cmocka_unit_test(test_frames),
+		cmocka_unit_test(test_would_block),
+		cmocka_unit_test(test_offloads),
+		cmocka_unit_test(test_multiqueue),
+		cmocka_unit_test(test_inherited),
+		cmocka_unit_test(test_not_a_tap),
+		cmocka_unit_test(test_removed_under_us),
+		cmocka_unit_test(test_no_right),
 	};
 
 	return cmocka_run_group_tests(tests, set_up_namespace, NULL);
