@@ -4,6 +4,9 @@
  * coracle(1) describes the same list; scripts and the pod shim read it. A guest's test device
  * (port 0xF4, --testdev on) ends the machine with exit_testdev(value) as isa-debug-exit does: odd,
  * so never EXIT_OK, but it may coincide with an odd one below; so it is off by default.
+ *
+ * `coracle ctl` ends with EXIT_OK when the machine has done what it was told, EXIT_HOST when there is
+ * no such machine, it gave no answer in time or refused, and EXIT_USAGE.
  */
 #ifndef VMM_EXIT_STATUS_H
 #define VMM_EXIT_STATUS_H

@@ -12,6 +12,8 @@
 const struct command commands[] = {
 	{ "run", cmd_run, "start a virtual machine and stay with it until it ends", NULL },
 	{ "check-host", cmd_check_host, "find out what this host offers to virtual machines", "--json --help" },
+	{ "ctl", cmd_ctl, "list running machines, ask one, pause, reset or stop it",
+	  "list info stats pause resume power-button reset quit events --json --timeout --help" },
 	{ "help", cmd_help, "list the commands, or one's options",
 	  "run --man-options --schema --completion" },
 	{ "version", cmd_version, "print the version", NULL },

@@ -1,0 +1,161 @@
+/*
+ * control_client.c - the other end of a control socket
+ *
+ * One request at a time, so that any answer is the one that is waited for. The machine may send
+ * events at any moment, and an old or a foreign program may listen on the socket: what comes is
+ * bounded and checked here as well.
+ */
+#include <limits.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "backends/unix_socket.h"
+#include "base/fd.h"
+#include "vmm/control_client.h"
+
+#define LINE_ROOM  (8u << 20)
+#define READ_PIECE (64u << 10)
+
+static int64_t now_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+int control_client_open(struct control_client *c, const char *path, unsigned timeout_ms,
+			struct err *err)
+{
+	*c = (struct control_client){ .fd = unix_connect(path, timeout_ms, err) };
+	if (c->fd == -EAGAIN)
+		return err_set(err, ETIMEDOUT, "%s: does not take anybody in: is it stopped?", path);
+	return c->fd < 0 ? c->fd : 0;
+}
+
+void control_client_close(struct control_client *c)
+{
+	fd_close(&c->fd);
+	free(c->buf);
+	*c = (struct control_client){ .fd = -1 };
+}
+
+/* Some bytes more, until @deadline (ms; INT64_MAX: none). */
+static int receive(struct control_client *c, int64_t deadline, struct err *err)
+{
+	struct pollfd p = { .fd = c->fd, .events = POLLIN };
+	int64_t left = deadline == INT64_MAX ? -1 : deadline - now_ms();
+	int rc = left < -1 ? 0 : poll(&p, 1, left > INT_MAX ? INT_MAX : (int)left);
+
+	if (rc < 0 && errno == EINTR)
+		return 0;
+	if (rc < 0)
+		return err_set_sys(err, errno, "cannot wait for the machine");
+	if (!rc)
+		return err_set(err, ETIMEDOUT, "no answer in time");
+	if (c->at) {
+		memmove(c->buf, c->buf + c->at, c->len - c->at);
+		c->len -= c->at;
+		c->at = 0;
+	}
+	if (c->len > LINE_ROOM)
+		return err_set(err, EPROTO, "sends a line without end: no machine of ours");
+	if (c->room - c->len < READ_PIECE) {
+		char *buf = realloc(c->buf, c->len + 2 * READ_PIECE);
+
+		if (!buf)
+			return err_set(err, ENOMEM, "out of memory");
+		c->buf = buf;
+		c->room = c->len + 2 * READ_PIECE;
+	}
+	ssize_t n = read(c->fd, c->buf + c->len, READ_PIECE);
+
+	if (n > 0)
+		c->len += (size_t)n;
+	if (n < 0 && errno != EINTR)
+		return err_set_sys(err, errno, "cannot read from the machine");
+	return n ? 0 : err_set(err, ENODATA, "the machine has ended");
+}
+
+static int next_until(struct control_client *c, int64_t deadline, const char **line,
+		      struct json_object **o, struct err *err)
+{
+	char *end;
+
+	while (!(end = c->len > c->at ? memchr(c->buf + c->at, '\n', c->len - c->at) : NULL)) {
+		int rc = receive(c, deadline, err);
+
+		if (rc)
+			return rc;
+	}
+	*end = '\0';
+	*line = c->buf + c->at;
+	c->at = (size_t)(end - c->buf) + 1;
+	*o = json_tokener_parse(*line);
+	if (json_object_is_type(*o, json_type_object))
+		return 0;
+	json_object_put(*o);
+	return err_set(err, EPROTO, "sends no JSON-RPC: no machine of ours");
+}
+
+static int64_t deadline_of(unsigned timeout_ms)
+{
+	return timeout_ms == UINT_MAX ? INT64_MAX : now_ms() + timeout_ms;
+}
+
+int control_client_next(struct control_client *c, unsigned timeout_ms, const char **line,
+			struct json_object **o, struct err *err)
+{
+	return next_until(c, deadline_of(timeout_ms), line, o, err);
+}
+
+/* 1: @o was an event. */
+static int take_answer(struct json_object *o, struct json_object **result, struct err *err)
+{
+	struct json_object *e, *message = NULL;
+
+	if (json_object_object_get_ex(o, "method", NULL))
+		return 1;
+	if (json_object_object_get_ex(o, "error", &e)) {
+		json_object_object_get_ex(e, "message", &message);
+		return err_set(err, EREMOTEIO, "%s",
+			       message ? json_object_get_string(message) : "an error");
+	}
+	if (!json_object_object_get_ex(o, "result", result))
+		return err_set(err, EPROTO, "sends no JSON-RPC: no machine of ours");
+	json_object_get(*result);
+	return 0;
+}
+
+int control_client_call(struct control_client *c, const char *method, unsigned timeout_ms,
+			struct json_object **result, struct err *err)
+{
+	int64_t deadline = deadline_of(timeout_ms);
+	char request[128];
+	const char *line;
+	struct json_object *o;
+	int n = snprintf(request, sizeof(request),
+			 "{\"jsonrpc\":\"2.0\",\"method\":\"%s\",\"id\":1}\n", method);
+
+	/* a machine that just ended is told by read, not by SIGPIPE */
+	if (send(c->fd, request, (size_t)n, MSG_NOSIGNAL) != n && errno != EPIPE)
+		return err_set_sys(err, errno, "cannot ask the machine");
+	for (int rc = 1; rc;) {
+		rc = next_until(c, deadline, &line, &o, err);
+		if (rc == -ENODATA)
+			return err_set(err, ECONNRESET, "the machine ended without an answer");
+		if (rc)
+			return rc;
+		rc = take_answer(o, result, err);
+		json_object_put(o);
+		if (rc < 0)
+			return rc;
+	}
+	return 0;
+}

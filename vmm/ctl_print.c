@@ -1,0 +1,188 @@
+/*
+ * ctl_print.c - answers of a machine as a person reads them
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "vmm/ctl_print.h"
+
+/* Text for a column; nothing in it moves the terminal's cursor. */
+static const char *clean(const char *text, char *buf, size_t room)
+{
+	size_t i;
+
+	for (i = 0; text[i] && i < room - 1; i++)
+		buf[i] = (unsigned char)text[i] < 0x20 || text[i] == 0x7f ? '?' : text[i];
+	buf[i] = '\0';
+	return buf;
+}
+
+static struct json_object *get(struct json_object *o, const char *key)
+{
+	struct json_object *value = NULL;
+
+	if (json_object_is_type(o, json_type_object))
+		json_object_object_get_ex(o, key, &value);
+	return value;
+}
+
+static const char *text_of(struct json_object *o, char *buf, size_t room)
+{
+	return o ? clean(json_object_get_string(o), buf, room) : "-";
+}
+
+static uint64_t number_of(struct json_object *o, const char *key)
+{
+	struct json_object *value = get(o, key);
+
+	return value ? json_object_get_uint64(value) : 0;
+}
+
+static const char *duration(uint64_t ms, char *buf, size_t room)
+{
+	uint64_t s = ms / 1000;
+
+	if (s < 60)
+		snprintf(buf, room, "%" PRIu64 ".%" PRIu64 " s", s, ms % 1000 / 100);
+	else if (s < 3600)
+		snprintf(buf, room, "%" PRIu64 " min %" PRIu64 " s", s / 60, s % 60);
+	else if (s < 86400)
+		snprintf(buf, room, "%" PRIu64 " h %" PRIu64 " min", s / 3600, s / 60 % 60);
+	else
+		snprintf(buf, room, "%" PRIu64 " d %" PRIu64 " h", s / 86400, s / 3600 % 24);
+	return buf;
+}
+
+static void row(const char *label, struct json_object *value)
+{
+	char buf[512];
+
+	if (value)
+		printf("%-10s %s\n", label, text_of(value, buf, sizeof(buf)));
+}
+
+static void print_devices(struct json_object *all)
+{
+	char name[80], type[40];
+
+	if (!json_object_is_type(all, json_type_array))
+		return;
+	for (size_t i = 0; i < json_object_array_length(all); i++) {
+		struct json_object *d = json_object_array_get_idx(all, i);
+
+		printf("%-10s %-20s %s\n", i ? "" : "devices",
+		       text_of(get(d, "name"), name, sizeof(name)),
+		       text_of(get(d, "type"), type, sizeof(type)));
+	}
+}
+
+void ctl_print_info(struct json_object *o)
+{
+	struct json_object *kernel = get(o, "kernel");
+	char buf[512], format[160];
+
+	row("id", get(o, "id"));
+	row("state", get(o, "state"));
+	printf("%-10s %s\n", "uptime", duration(number_of(o, "uptime-ms"), buf, sizeof(buf)));
+	row("pid", get(o, "pid"));
+	row("version", get(o, "version"));
+	row("vCPUs", get(o, "cpus"));
+	printf("%-10s %" PRIu64 " MiB\n", "memory", number_of(o, "memory") >> 20);
+	row("transport", get(o, "transport"));
+	if (kernel)
+		printf("%-10s %s (%s)\n", "kernel", text_of(get(kernel, "path"), buf, sizeof(buf)),
+		       text_of(get(kernel, "format"), format, sizeof(format)));
+	row("console", get(o, "console"));
+	row("resets", get(o, "resets"));
+	print_devices(get(o, "devices"));
+}
+
+static void print_device_stats(struct json_object *devices)
+{
+	char device[80], counter[80];
+
+	if (!json_object_is_type(devices, json_type_object))
+		return;
+	printf("\n%-20s %-24s %20s\n", "DEVICE", "COUNTER", "VALUE");
+	json_object_object_foreach (devices, name, counters) {
+		if (!json_object_is_type(counters, json_type_object))
+			continue;
+		json_object_object_foreach (counters, key, value) {
+			printf("%-20s %-24s %20" PRIu64 "\n", clean(name, device, sizeof(device)),
+			       clean(key, counter, sizeof(counter)), json_object_get_uint64(value));
+		}
+	}
+}
+
+void ctl_print_stats(struct json_object *o)
+{
+	struct json_object *process = get(o, "process"), *vcpus = get(o, "vcpus");
+	char buf[64];
+
+	printf("%-10s %s\n", "uptime", duration(number_of(o, "uptime-ms"), buf, sizeof(buf)));
+	if (get(process, "rss"))
+		printf("%-10s %.1f MiB\n", "resident",
+		       (double)number_of(process, "rss") / (1 << 20));
+	printf("%-10s user %.2f s, system %.2f s\n", "CPU time",
+	       (double)number_of(process, "user-us") / 1e6,
+	       (double)number_of(process, "system-us") / 1e6);
+	if (json_object_is_type(vcpus, json_type_array)) {
+		printf("\n%-6s %14s %14s %14s %14s\n", "VCPU", "EXITS", "PIO", "MMIO", "OTHER");
+		for (size_t i = 0; i < json_object_array_length(vcpus); i++) {
+			struct json_object *v = json_object_array_get_idx(vcpus, i);
+
+			printf("%-6zu %14" PRIu64 " %14" PRIu64 " %14" PRIu64 " %14" PRIu64 "\n", i,
+			       number_of(v, "exits"), number_of(v, "pio"), number_of(v, "mmio"),
+			       number_of(v, "other"));
+		}
+	}
+	print_device_stats(get(o, "devices"));
+}
+
+void ctl_print_list(struct json_object *infos)
+{
+	char name[80], state[20], pid[20], up[40];
+
+	printf("%-20s %-10s %10s %6s %12s  %s\n", "NAME", "STATE", "PID", "VCPUS", "MEMORY",
+	       "UPTIME");
+	for (size_t i = 0; i < json_object_array_length(infos); i++) {
+		struct json_object *o = json_object_array_get_idx(infos, i);
+
+		text_of(get(o, "id"), name, sizeof(name));
+		text_of(get(o, "state"), state, sizeof(state));
+		printf("%-20s %-10s %10s %6" PRIu64 " %8" PRIu64 " MiB  %s\n", name, state,
+		       text_of(get(o, "pid"), pid, sizeof(pid)), number_of(o, "cpus"),
+		       number_of(o, "memory") >> 20,
+		       duration(number_of(o, "uptime-ms"), up, sizeof(up)));
+	}
+}
+
+void ctl_print_state(const char *machine, struct json_object *result)
+{
+	char name[128], state[64];
+
+	printf("%s: %s\n", clean(machine, name, sizeof(name)),
+	       text_of(get(result, "state"), state, sizeof(state)));
+}
+
+void ctl_print_event(struct json_object *o)
+{
+	struct json_object *params = get(o, "params");
+	char buf[256], word[80];
+
+	printf("%s", text_of(get(o, "method"), buf, sizeof(buf)));
+	if (json_object_is_type(params, json_type_object)) {
+		json_object_object_foreach (params, key, value) {
+			printf(" %s=%s", clean(key, word, sizeof(word)),
+			       text_of(value, buf, sizeof(buf)));
+		}
+	}
+	putchar('\n');
+}
+
+void ctl_print_json(struct json_object *o)
+{
+	puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN |
+						       JSON_C_TO_STRING_NOSLASHESCAPE));
+}
