@@ -34,7 +34,8 @@ LDFLAGS_asan := -fsanitize=address,undefined
 CFLAGS_tsan := -O1 -g -fsanitize=thread -Wno-tsan
 LDFLAGS_tsan := -fsanitize=thread
 CFLAGS_fuzz := -O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined \
-	-fno-omit-frame-pointer -DCORACLE_FUZZ
+	-fno-omit-frame-pointer -DCORACLE_FUZZ -Wno-missing-field-initializers -Wno-unused-variable \
+	-Wno-gnu-variable-sized-type-not-at-end # gcc, the compiler of the rest, does not mind these
 LDFLAGS_fuzz := -fsanitize=address,undefined
 ifeq ($(V),fuzz)
 CC := clang
