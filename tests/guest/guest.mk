@@ -14,7 +14,7 @@ GUEST_FLAT := $(patsubst tests/guest/%.S,%,$(wildcard tests/guest/*.S))
 GUESTS := $(GUEST_NAMES:%=$(GUEST_B)/%.elf) $(GUEST_B)/hello-mb.elf \
 	$(GUEST_FLAT:%=$(GUEST_B)/%.bin)
 
-guests: $(GUESTS) ## build the tiny guests of the tests into build/guest
+guest-kit: $(GUESTS) ## build the tiny guests of the tests into build/guest
 
 $(GUEST_B)/%.o: tests/guest/%.c
 	@mkdir -p $(@D)
@@ -43,4 +43,4 @@ $(GUEST_B)/%.bin: $(GUEST_B)/%.o
 	@ld -m elf_x86_64 -Ttext=$(GUEST_AT) -e _start --build-id=none -o $@.elf $<
 	@objcopy -O binary -j .text $@.elf $@
 
-.PHONY: guests
+.PHONY: guest-kit
