@@ -168,6 +168,7 @@ int cmd_run(int argc, char **argv, struct err *err)
 		err_set(err, ENOMEM, "out of memory");
 		return EXIT_HOST;
 	}
+	sandbox_prepare();
 	r->signal_fd = r->signal_watch.fd = -1;
 	config_init(&r->config);
 	if (!config_from_args(&r->config, argc, argv, err))

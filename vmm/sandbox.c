@@ -15,6 +15,7 @@
 #include <asm/ioctls.h>
 #include <linux/fs.h>
 #include <linux/if_tun.h>
+#include <malloc.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -154,6 +155,16 @@ static int load_filter(struct err *err)
 	return rc ? err_set_sys(err, rc, "cannot install the system call filter (--sandbox off "
 					 "runs without)")
 		  : 0;
+}
+
+/*
+ * glibc's malloc opens files when a thread's own arena is made (/sys/devices/system/cpu/online) and when
+ * one shrinks (/proc/sys/vm/overcommit_memory), in a moment when a refusal ends the process without a
+ * word. One arena for all never does; nothing of ours allocates per request.
+ */
+void sandbox_prepare(void)
+{
+	mallopt(M_ARENA_MAX, 1);
 }
 
 int sandbox_enter(struct err *err)

@@ -6,6 +6,9 @@
 
 #include "base/err.h"
 
+/* Before the first thread: keep the C library from opening files later on. */
+void sandbox_prepare(void);
+
 /*
  * Give up all capabilities and every system call that is not on the list in sandbox.c, in every
  * thread, for good. Call when everything is open and before the guest's first instruction. 0 or
