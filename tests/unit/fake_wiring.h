@@ -7,9 +7,9 @@
  *	assert_int_equal(fake_wiring_deliver(&fw), 1);
  *
  * Takes the interrupt controller's part: what is signalled while bound is "delivered" (and the event
- * consumed) by fake_wiring_deliver(), or at once by a bind that finds it signalled, as KVM does. Binding
- * twice, and unbinding what is not bound, are misuse. A test with threads holds the device's lock
- * around the calls here.
+ * consumed) by fake_wiring_deliver(), or at once by a bind that finds it signalled, as KVM does.
+ * Binding twice is misuse; unbinding what is not bound does nothing, as over KVM. A test with threads
+ * holds the device's lock around the calls here.
  */
 #ifndef TESTS_UNIT_FAKE_WIRING_H
 #define TESTS_UNIT_FAKE_WIRING_H
@@ -91,6 +91,8 @@ static inline void fake_wiring_unbind_kick_(struct wiring *w, struct wire_kick *
 {
 	struct fake_wiring *f = fake_wiring_of_(w);
 
+	if (!k->bound)
+		return;
 	f->kick_unbinds++;
 	fake_wiring_remove_(f, f->kick, &f->nkick, k, &k->bound);
 }
@@ -122,10 +124,10 @@ static inline void fake_wiring_unbind_msi_(struct wiring *w, struct wire_msi *m)
 {
 	struct fake_wiring *f = fake_wiring_of_(w);
 
+	if (!m->bound)
+		return;
 	f->msi_unbinds++;
-	/* KVM has taken what was signalled before the irqfd goes. */
-	if (m->bound)
-		fake_wiring_send_(f, m);
+	fake_wiring_send_(f, m); /* KVM has taken what was signalled before the irqfd goes */
 	fake_wiring_remove_(f, f->msi, &f->nmsi, m, &m->bound);
 }
 
@@ -154,7 +156,7 @@ static inline void fake_wiring_unbind_line_(struct wiring *w, struct wire_line *
 	struct fake_wiring *f = fake_wiring_of_(w);
 
 	if (!l->bound)
-		return; /* a device that failed to come up tidies without looking */
+		return;
 	f->line_unbinds++;
 	fake_wiring_remove_(f, f->line, &f->nline, l, &l->bound);
 }
