@@ -568,6 +568,42 @@ static void test_names(void **state)
 	assert_int_equal(chmod(b->dir, 0700), 0);
 }
 
+/* ---- docs/control.md is the same list ---- */
+
+static bool is_method(const char *name, size_t len)
+{
+	for (const struct jsonrpc_method *m = control_methods; m->name; m++)
+		if (strlen(m->name) == len && !memcmp(m->name, name, len))
+			return true;
+	return false;
+}
+
+static void test_documented(void **state)
+{
+	FILE *f = fopen("docs/control.md", "r");
+	char line[1024];
+	bool methods = false;
+	unsigned n = 0, all = 0;
+
+	if (!f)
+		fail_msg("run me from the top of the source");
+	while (fgets(line, sizeof(line), f)) {
+		if (!strncmp(line, "## ", 3))
+			methods = !strcmp(line, "## Methods\n");
+		if (!methods || strncmp(line, "### `", 5))
+			continue;
+		size_t len = strcspn(line + 5, "`");
+
+		if (!is_method(line + 5, len))
+			fail_msg("documented, but there is no %s", line + 4);
+		n++;
+	}
+	fclose(f);
+	for (const struct jsonrpc_method *m = control_methods; m->name; m++)
+		all++;
+	assert_int_equal(n, all);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -587,6 +623,7 @@ int main(void)
 		T(test_too_many),
 		T(test_waits_until_served),
 		T(test_names),
+		cmocka_unit_test(test_documented),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
