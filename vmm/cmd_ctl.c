@@ -178,9 +178,9 @@ static int list(const struct ctl *c)
 	struct json_object *all = running(c->timeout_ms);
 
 	if (c->json)
-		ctl_print_json(all);
+		ctl_print_json(stdout, all);
 	else if (json_object_array_length(all))
-		ctl_print_list(all);
+		ctl_print_list(stdout, all);
 	else
 		puts("no machine runs that was started with --id");
 	json_object_put(all);
@@ -253,7 +253,7 @@ static int follow(const struct ctl *c, struct control_client *client, struct err
 		if (c->json)
 			puts(line);
 		else
-			ctl_print_event(o);
+			ctl_print_event(stdout, o);
 		json_object_put(o);
 		if (fflush(stdout))
 			return err_set_sys(err, errno, "standard output");
@@ -268,13 +268,13 @@ static int follow(const struct ctl *c, struct control_client *client, struct err
 static void print_result(const struct ctl *c, struct json_object *result)
 {
 	if (c->json)
-		ctl_print_json(result);
+		ctl_print_json(stdout, result);
 	else if (!strcmp(c->verb, "info"))
-		ctl_print_info(result);
+		ctl_print_info(stdout, result);
 	else if (!strcmp(c->verb, "stats"))
-		ctl_print_stats(result);
+		ctl_print_stats(stdout, result);
 	else
-		ctl_print_state(c->machine, result);
+		ctl_print_state(stdout, c->machine, result);
 }
 
 static int speak(struct ctl *c, struct control_client *client, struct err *err)

@@ -54,15 +54,15 @@ static const char *duration(uint64_t ms, char *buf, size_t room)
 	return buf;
 }
 
-static void row(const char *label, struct json_object *value)
+static void row(FILE *f, const char *label, struct json_object *value)
 {
 	char buf[512];
 
 	if (value)
-		printf("%-10s %s\n", label, text_of(value, buf, sizeof(buf)));
+		fprintf(f, "%-10s %s\n", label, text_of(value, buf, sizeof(buf)));
 }
 
-static void print_devices(struct json_object *all)
+static void print_devices(FILE *f, struct json_object *all)
 {
 	char name[80], type[40];
 
@@ -71,118 +71,120 @@ static void print_devices(struct json_object *all)
 	for (size_t i = 0; i < json_object_array_length(all); i++) {
 		struct json_object *d = json_object_array_get_idx(all, i);
 
-		printf("%-10s %-20s %s\n", i ? "" : "devices",
+		fprintf(f, "%-10s %-20s %s\n", i ? "" : "devices",
 		       text_of(get(d, "name"), name, sizeof(name)),
 		       text_of(get(d, "type"), type, sizeof(type)));
 	}
 }
 
-void ctl_print_info(struct json_object *o)
+void ctl_print_info(FILE *f, struct json_object *o)
 {
 	struct json_object *kernel = get(o, "kernel");
 	char buf[512], format[160];
 
-	row("id", get(o, "id"));
-	row("state", get(o, "state"));
-	printf("%-10s %s\n", "uptime", duration(number_of(o, "uptime-ms"), buf, sizeof(buf)));
-	row("pid", get(o, "pid"));
-	row("version", get(o, "version"));
-	row("vCPUs", get(o, "cpus"));
-	printf("%-10s %" PRIu64 " MiB\n", "memory", number_of(o, "memory") >> 20);
-	row("transport", get(o, "transport"));
+	row(f, "id", get(o, "id"));
+	row(f, "state", get(o, "state"));
+	fprintf(f, "%-10s %s\n", "uptime", duration(number_of(o, "uptime-ms"), buf, sizeof(buf)));
+	row(f, "pid", get(o, "pid"));
+	row(f, "version", get(o, "version"));
+	row(f, "vCPUs", get(o, "cpus"));
+	fprintf(f, "%-10s %" PRIu64 " MiB\n", "memory", number_of(o, "memory") >> 20);
+	row(f, "transport", get(o, "transport"));
 	if (kernel)
-		printf("%-10s %s (%s)\n", "kernel", text_of(get(kernel, "path"), buf, sizeof(buf)),
+		fprintf(f, "%-10s %s (%s)\n", "kernel", text_of(get(kernel, "path"), buf, sizeof(buf)),
 		       text_of(get(kernel, "format"), format, sizeof(format)));
-	row("console", get(o, "console"));
-	row("resets", get(o, "resets"));
-	print_devices(get(o, "devices"));
+	row(f, "console", get(o, "console"));
+	row(f, "resets", get(o, "resets"));
+	print_devices(f, get(o, "devices"));
 }
 
-static void print_device_stats(struct json_object *devices)
+static void print_device_stats(FILE *f, struct json_object *devices)
 {
 	char device[80], counter[80];
 
 	if (!json_object_is_type(devices, json_type_object))
 		return;
-	printf("\n%-20s %-24s %20s\n", "DEVICE", "COUNTER", "VALUE");
+	fprintf(f, "\n%-20s %-24s %20s\n", "DEVICE", "COUNTER", "VALUE");
 	json_object_object_foreach (devices, name, counters) {
 		if (!json_object_is_type(counters, json_type_object))
 			continue;
 		json_object_object_foreach (counters, key, value) {
-			printf("%-20s %-24s %20" PRIu64 "\n", clean(name, device, sizeof(device)),
+			fprintf(f, "%-20s %-24s %20" PRIu64 "\n", clean(name, device, sizeof(device)),
 			       clean(key, counter, sizeof(counter)), json_object_get_uint64(value));
 		}
 	}
 }
 
-void ctl_print_stats(struct json_object *o)
+void ctl_print_stats(FILE *f, struct json_object *o)
 {
 	struct json_object *process = get(o, "process"), *vcpus = get(o, "vcpus");
 	char buf[64];
 
-	printf("%-10s %s\n", "uptime", duration(number_of(o, "uptime-ms"), buf, sizeof(buf)));
+	fprintf(f, "%-10s %s\n", "uptime", duration(number_of(o, "uptime-ms"), buf, sizeof(buf)));
 	if (get(process, "rss"))
-		printf("%-10s %.1f MiB\n", "resident",
+		fprintf(f, "%-10s %.1f MiB\n", "resident",
 		       (double)number_of(process, "rss") / (1 << 20));
-	printf("%-10s user %.2f s, system %.2f s\n", "CPU time",
+	fprintf(f, "%-10s user %.2f s, system %.2f s\n", "CPU time",
 	       (double)number_of(process, "user-us") / 1e6,
 	       (double)number_of(process, "system-us") / 1e6);
 	if (json_object_is_type(vcpus, json_type_array)) {
-		printf("\n%-6s %14s %14s %14s %14s\n", "VCPU", "EXITS", "PIO", "MMIO", "OTHER");
+		fprintf(f, "\n%-6s %14s %14s %14s %14s\n", "VCPU", "EXITS", "PIO", "MMIO", "OTHER");
 		for (size_t i = 0; i < json_object_array_length(vcpus); i++) {
 			struct json_object *v = json_object_array_get_idx(vcpus, i);
 
-			printf("%-6zu %14" PRIu64 " %14" PRIu64 " %14" PRIu64 " %14" PRIu64 "\n", i,
+			fprintf(f, "%-6zu %14" PRIu64 " %14" PRIu64 " %14" PRIu64 " %14" PRIu64 "\n", i,
 			       number_of(v, "exits"), number_of(v, "pio"), number_of(v, "mmio"),
 			       number_of(v, "other"));
 		}
 	}
-	print_device_stats(get(o, "devices"));
+	print_device_stats(f, get(o, "devices"));
 }
 
-void ctl_print_list(struct json_object *infos)
+void ctl_print_list(FILE *f, struct json_object *infos)
 {
 	char name[80], state[20], pid[20], up[40];
 
-	printf("%-20s %-10s %10s %6s %12s  %s\n", "NAME", "STATE", "PID", "VCPUS", "MEMORY",
+	fprintf(f, "%-20s %-10s %10s %6s %12s  %s\n", "NAME", "STATE", "PID", "VCPUS", "MEMORY",
 	       "UPTIME");
 	for (size_t i = 0; i < json_object_array_length(infos); i++) {
 		struct json_object *o = json_object_array_get_idx(infos, i);
 
 		text_of(get(o, "id"), name, sizeof(name));
 		text_of(get(o, "state"), state, sizeof(state));
-		printf("%-20s %-10s %10s %6" PRIu64 " %8" PRIu64 " MiB  %s\n", name, state,
+		fprintf(f, "%-20s %-10s %10s %6" PRIu64 " %8" PRIu64 " MiB  %s\n", name, state,
 		       text_of(get(o, "pid"), pid, sizeof(pid)), number_of(o, "cpus"),
 		       number_of(o, "memory") >> 20,
 		       duration(number_of(o, "uptime-ms"), up, sizeof(up)));
 	}
 }
 
-void ctl_print_state(const char *machine, struct json_object *result)
+void ctl_print_state(FILE *f, const char *machine, struct json_object *result)
 {
 	char name[128], state[64];
 
-	printf("%s: %s\n", clean(machine, name, sizeof(name)),
+	fprintf(f, "%s: %s\n", clean(machine, name, sizeof(name)),
 	       text_of(get(result, "state"), state, sizeof(state)));
 }
 
-void ctl_print_event(struct json_object *o)
+void ctl_print_event(FILE *f, struct json_object *o)
 {
 	struct json_object *params = get(o, "params");
 	char buf[256], word[80];
 
-	printf("%s", text_of(get(o, "method"), buf, sizeof(buf)));
+	fprintf(f, "%s", text_of(get(o, "method"), buf, sizeof(buf)));
 	if (json_object_is_type(params, json_type_object)) {
 		json_object_object_foreach (params, key, value) {
-			printf(" %s=%s", clean(key, word, sizeof(word)),
+			fprintf(f, " %s=%s", clean(key, word, sizeof(word)),
 			       text_of(value, buf, sizeof(buf)));
 		}
 	}
-	putchar('\n');
+	fputc('\n', f);
 }
 
-void ctl_print_json(struct json_object *o)
+void ctl_print_json(FILE *f, struct json_object *o)
 {
-	puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN |
-						       JSON_C_TO_STRING_NOSLASHESCAPE));
+	fputs(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN |
+							JSON_C_TO_STRING_NOSLASHESCAPE),
+	      f);
+	fputc('\n', f);
 }

@@ -25,6 +25,7 @@
 #include "virtio/pci.h"
 #include "virtio/rng.h"
 #include "vmm/exit_status.h"
+#include "vmm/monitor.h"
 #include "vmm/vm.h"
 
 int vm_add_device(struct vm *vm, struct device *d, struct err *err)
@@ -93,12 +94,19 @@ static void on_receive_ready(void *opaque)
 
 static size_t console_room(void *opaque)
 {
-	return uart16550_room(((struct vm *)opaque)->serial);
+	struct vm *vm = opaque;
+
+	return monitor_is_open(vm->monitor) ? SIZE_MAX : uart16550_room(vm->serial);
 }
 
 static void console_input(void *opaque, const uint8_t *data, size_t len)
 {
-	uart16550_input(((struct vm *)opaque)->serial, data, len);
+	struct vm *vm = opaque;
+
+	if (monitor_is_open(vm->monitor))
+		monitor_input(vm->monitor, data, len);
+	else
+		uart16550_input(vm->serial, data, len);
 }
 
 static void console_escape(void *opaque, enum console_escape what)
@@ -113,6 +121,7 @@ static void console_escape(void *opaque, enum console_escape what)
 		uart16550_break(vm->serial);
 		break;
 	case CONSOLE_ESCAPE_COMMAND:
+		monitor_toggle(vm->monitor);
 		break;
 	}
 }
@@ -122,6 +131,9 @@ static int connect_serial(struct vm *vm, struct err *err)
 	struct console_user user = { console_room, console_input, console_escape, vm };
 	struct uart16550_host host = { on_transmit, on_receive_ready, vm };
 
+	vm->monitor = monitor_new(vm, err);
+	if (!vm->monitor)
+		return err->code;
 	vm->console = console_new(vm->config->serial, vm->loop, &user, err);
 	if (!vm->console)
 		return err_prefix(err, "--serial");
@@ -321,4 +333,6 @@ void machine_free(struct vm *vm)
 	if (vm->console)
 		vm->console->ops->free(vm->console);
 	vm->console = NULL;
+	monitor_free(vm->monitor);
+	vm->monitor = NULL;
 }

@@ -32,6 +32,7 @@ enum vm_state { VM_CREATED, VM_RUNNING, VM_PAUSED, VM_STOPPED };
 
 struct console;
 struct ged;
+struct monitor;
 struct pci_bus;
 struct uart16550;
 
@@ -64,6 +65,7 @@ struct vm {
 	struct ged *ged;
 	struct uart16550 *serial;
 	struct console *console; /* the serial port's other end; freed last, it restores the terminal */
+	struct monitor *monitor; /* the prompt on the console */
 	struct device_listener listener;
 
 	enum vm_state state;
