@@ -12,8 +12,9 @@
 #include "vmm/exit_status.h"
 #include "vmm/host_check.h"
 
-static const char *const has_name[] = { [HOST_NO] = "no", [HOST_PARTLY] = "partly",
-					[HOST_YES] = "yes" };
+static const char *const has_name[] = {
+	[HOST_NO] = "no", [HOST_PARTLY] = "partly", [HOST_YES] = "yes"
+};
 
 static void print_help(void)
 {
@@ -23,7 +24,8 @@ static void print_help(void)
 	       "          ns_per_instruction, missing_instructions, max_vcpus} and checks, one\n"
 	       "          object {has, detail, advice} each; kind is hardware, nested or software\n"
 	       "  --help  this\n\n"
-	       "Exit status: %d Linux guests run here; %d machines run, but not Linux (KVM interprets\n"
+	       "Exit status: %d Linux guests run here; %d machines run, but not Linux (KVM "
+	       "interprets\n"
 	       "guest kernels and lacks instructions); %d no machine runs; %d wrong usage.\n",
 	       EXIT_OK, EXIT_TINY_GUESTS, EXIT_HOST, EXIT_USAGE);
 }
@@ -42,7 +44,7 @@ static void print_table(const struct host_report *r)
 		if (row->advice)
 			printf("%*s  %s\n", (int)width + 8, "", row->advice);
 	}
-	printf("\n%s\n", r->boots_linux ? "Linux guests run here." :
+	printf("\n%s\n", r->boots_linux         ? "Linux guests run here." :
 			 r->usable && r->probed ? "Only tiny guests run here, Linux does not." :
 						  "No machine runs here.");
 }

@@ -26,11 +26,11 @@ struct host_report {
 	unsigned count;
 
 	/* kvm.* */
-	bool usable;            /* opened, and nothing needed is missing */
-	bool probed;            /* @probe was filled */
-	bool boots_linux;       /* @probed, and no instruction is missing */
+	bool usable;      /* opened, and nothing needed is missing */
+	bool probed;      /* @probe was filled */
+	bool boots_linux; /* @probed, and no instruction is missing */
 	struct arch_probe probe;
-	int api_version;        /* 0: unknown */
+	int api_version; /* 0: unknown */
 	unsigned max_vcpus;
 };
 

@@ -70,9 +70,10 @@ static void check_io_uring(struct host_report *r)
 	if (fd >= 0)
 		host_row(r, "io_uring", HOST_YES, NULL, "a ring can be made");
 	else
-		host_row(r, "io_uring", HOST_NO,
-			 "disks use threads instead; sysctl kernel.io_uring_disabled=0 may allow it",
-			 "io_uring_setup: %s", strerror(errno));
+		host_row(
+			r, "io_uring", HOST_NO,
+			"disks use threads instead; sysctl kernel.io_uring_disabled=0 may allow it",
+			"io_uring_setup: %s", strerror(errno));
 }
 
 static void check_userfaultfd(struct host_report *r)
@@ -81,7 +82,8 @@ static void check_userfaultfd(struct host_report *r)
 	cleanup_fd int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
 	if (fd < 0 && errno == EPERM) {
-		cleanup_fd int user = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+		cleanup_fd int user =
+			(int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
 
 		host_row(r, "userfaultfd", user >= 0 ? HOST_PARTLY : HOST_NO,
 			 "restoring on demand needs faults of the kernel too: run as root, or set "
@@ -123,12 +125,13 @@ static void check_huge_pages(struct host_report *r)
 	read_small("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", surplus,
 		   sizeof(surplus));
 	if (strtoul(text, NULL, 10) > 0)
-		host_row(r, "huge-pages.pool", HOST_YES, NULL, "%s of %s pages of 2 MiB are free", text,
-			 surplus);
+		host_row(r, "huge-pages.pool", HOST_YES, NULL, "%s of %s pages of 2 MiB are free",
+			 text, surplus);
 	else
 		host_row(r, "huge-pages.pool", HOST_NO,
 			 "--hugepages on is refused: set sysctl vm.nr_hugepages",
-			 *text ? "none of %s pages of 2 MiB is free" : "not in this kernel%s", surplus);
+			 *text ? "none of %s pages of 2 MiB is free" : "not in this kernel%s",
+			 surplus);
 }
 
 static void check_tun(struct host_report *r)
@@ -137,7 +140,8 @@ static void check_tun(struct host_report *r)
 	unsigned features = 0;
 
 	if (fd < 0)
-		host_row(r, "tun", HOST_NO, "no network for guests: load tun, or allow /dev/net/tun",
+		host_row(r, "tun", HOST_NO,
+			 "no network for guests: load tun, or allow /dev/net/tun",
 			 "/dev/net/tun: %s", strerror(errno));
 	else if (ioctl(fd, TUNGETFEATURES, &features) < 0 || !(features & IFF_VNET_HDR))
 		host_row(r, "tun", HOST_NO, "no network for guests: use a newer kernel",
@@ -163,7 +167,8 @@ static void check_cgroups(struct host_report *r)
 			 "pods have their limits; pressure and I/O limits need version 2",
 			 "version 1");
 	else
-		host_row(r, "cgroups", HOST_NO, "pods have no limits: mount cgroup2 at /sys/fs/cgroup",
+		host_row(r, "cgroups", HOST_NO,
+			 "pods have no limits: mount cgroup2 at /sys/fs/cgroup",
 			 "none at /sys/fs/cgroup");
 }
 
@@ -188,8 +193,7 @@ static void check_sandbox(struct host_report *r)
 /* The protocol can be attached to connected sockets only, so connect to ourselves. */
 static int try_ktls(void)
 {
-	struct sockaddr_in a = { .sin_family = AF_INET,
-				 .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	socklen_t len = sizeof(a);
 	cleanup_fd int l = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	cleanup_fd int c = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -211,7 +215,8 @@ static void check_ktls(struct host_report *r)
 		host_row(r, "ktls", HOST_YES, NULL, "TCP takes it");
 	else
 		host_row(r, "ktls", HOST_NO,
-			 "migration encrypts in user space: modprobe tls, or a kernel with CONFIG_TLS",
+			 "migration encrypts in user space: modprobe tls, or a kernel with "
+			 "CONFIG_TLS",
 			 "%s", rc == -ENOENT ? "the tls module is not there" : strerror(-rc));
 }
 

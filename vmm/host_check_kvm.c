@@ -56,8 +56,8 @@ static void check_needs(struct host_report *r, int fd)
 	}
 	r->usable = !*missing;
 	if (*missing)
-		host_row(r, "kvm.capabilities", HOST_NO, "no machine starts without: use a newer kernel",
-			 "lacks %s", missing);
+		host_row(r, "kvm.capabilities", HOST_NO,
+			 "no machine starts without: use a newer kernel", "lacks %s", missing);
 	else
 		host_row(r, "kvm.capabilities", HOST_YES, NULL, "all %u that are needed", count);
 }
@@ -80,8 +80,8 @@ static void check_kind(struct host_report *r, int fd)
 			 "guest kernels are interpreted: use a host with VMX, SVM or EL2, or turn "
 			 "on nested virtualization for this one" :
 			 NULL,
-		 "%s%s, %.1f ns per instruction in a guest's kernel mode",
-		 host_kind_name(p->kind), provider(), p->ns_per_insn);
+		 "%s%s, %.1f ns per instruction in a guest's kernel mode", host_kind_name(p->kind),
+		 provider(), p->ns_per_insn);
 	host_row(r, "kvm.boots-linux", r->boots_linux ? HOST_YES : HOST_NO,
 		 r->boots_linux ? NULL : "only tiny guests run here: no Linux kernel does without",
 		 *p->missing ? "instructions that do not work: %s" :
@@ -100,8 +100,8 @@ static const struct extra extras[] = {
 	  "migration finds written pages by ring", "migration reads bitmaps instead" },
 	{ KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 0, "kvm.manual-dirty-log",
 	  "migration protects pages piece by piece", "migration stalls big guests longer" },
-	{ KVM_CAP_IOEVENTFD_ANY_LENGTH, 0, "kvm.ioeventfd-any-length",
-	  "kicks of any width", "kicks are matched by width" },
+	{ KVM_CAP_IOEVENTFD_ANY_LENGTH, 0, "kvm.ioeventfd-any-length", "kicks of any width",
+	  "kicks are matched by width" },
 	{ KVM_CAP_EXIT_ON_EMULATION_FAILURE, 0, "kvm.emulation-failure",
 	  "failed instructions are shown", "a failed instruction is not named in the log" },
 	{ KVM_CAP_ADJUST_CLOCK, 0, "kvm.adjust-clock", "the guest's clock can be moved",
@@ -121,7 +121,8 @@ static void check_extras(struct host_report *r, int fd)
 		const struct extra *e = &extras[i];
 		bool yes = has_cap(fd, e->cap) > 0 || (e->other && has_cap(fd, e->other) > 0);
 
-		host_row(r, e->key, yes ? HOST_YES : HOST_NO, yes ? NULL : e->advice, "%s", e->what);
+		host_row(r, e->key, yes ? HOST_YES : HOST_NO, yes ? NULL : e->advice, "%s",
+			 e->what);
 	}
 }
 
@@ -184,8 +185,8 @@ void host_check_kvm(struct host_report *r)
 	int max = has_cap(fd, KVM_CAP_MAX_VCPUS);
 
 	r->max_vcpus = max > 0 ? (unsigned)max : 4;
-	host_row(r, "kvm.vcpus", HOST_YES, NULL, "%u a machine; coracle gives up to %u", r->max_vcpus,
-		 ARCH_CPUS_MAX);
+	host_row(r, "kvm.vcpus", HOST_YES, NULL, "%u a machine; coracle gives up to %u",
+		 r->max_vcpus, ARCH_CPUS_MAX);
 	check_models(r, fd);
 	check_extras(r, fd);
 }

@@ -169,6 +169,14 @@ def test_misbehaving_driver(transport):
     assert 10 <= len(told) <= 20
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("aio", ["auto", "threads"])
+def test_misbehaving_disk_driver(transport, aio, tmp_path):
+    disk = make_disk(tmp_path / "disk")
+    passed, _ = run_kit("badblk", "--transport", transport, "--disk", f"{disk},aio={aio}")
+    assert {"same-head-refused", "reset-quiet", "never-reaped"} <= set(passed)
+
+
 @pytest.fixture(name="network")
 def fixture_network():
     """A command prefix that enters a network of the test's own."""

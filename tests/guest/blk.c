@@ -6,21 +6,21 @@
  */
 #include "virtio.h"
 
-#define T_IN       0
-#define T_OUT      1
-#define T_FLUSH    4
-#define T_GET_ID   8
-#define T_DISCARD  11
-#define T_ZEROES   13
+#define T_IN      0
+#define T_OUT     1
+#define T_FLUSH   4
+#define T_GET_ID  8
+#define T_DISCARD 11
+#define T_ZEROES  13
 
 #define S_OK     0
 #define S_IOERR  1
 #define S_UNSUPP 2
 
-#define F_RO       (1ull << 5)
-#define F_FLUSH    (1ull << 9)
-#define F_DISCARD  (1ull << 13)
-#define F_ZEROES   (1ull << 14)
+#define F_RO      (1ull << 5)
+#define F_FLUSH   (1ull << 9)
+#define F_DISCARD (1ull << 13)
+#define F_ZEROES  (1ull << 14)
 
 struct header {
 	uint32_t type, reserved;
@@ -37,7 +37,9 @@ static unsigned request(uint32_t type, uint64_t sector, void *data, uint32_t len
 	static struct header h;
 	static uint8_t status;
 	struct piece p[] = {
-		{ &h, sizeof(h), false }, { data, len, in }, { &status, 1, true },
+		{ &h, sizeof(h), false },
+		{ data, len, in },
+		{ &status, 1, true },
 	};
 
 	h = (struct header){ type, 0, sector };

@@ -50,7 +50,8 @@ static void test_rtc(void)
 	unsigned month = binary ? m : bcd(m), day = binary ? d : bcd(d);
 
 	print("clock %u-%02u-%02u, hour register 0x%x\n", year, month, day, h);
-	check(year >= 2024 && month >= 1 && month <= 12 && day >= 1 && day <= 31, "rtc", "nonsense");
+	check(year >= 2024 && month >= 1 && month <= 12 && day >= 1 && day <= 31, "rtc",
+	      "nonsense");
 	outb(0x70, 0x40);
 	outb(0x71, 0xa7);
 	check(cmos(0x40) == 0xa7, "cmos-memory", "0x%x", cmos(0x40));

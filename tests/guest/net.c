@@ -6,12 +6,12 @@
  */
 #include "virtio.h"
 
-#define HDR       12
-#define F_MTU     (1ull << 3)
-#define F_MAC     (1ull << 5)
-#define F_STATUS  (1ull << 16)
-#define BUF       2048
-#define RX_BUFS   16
+#define HDR      12
+#define F_MTU    (1ull << 3)
+#define F_MAC    (1ull << 5)
+#define F_STATUS (1ull << 16)
+#define BUF      2048
+#define RX_BUFS  16
 
 static struct vdev dev;
 static struct vq rx, tx;
@@ -85,7 +85,8 @@ void guest_main(void)
 	      virtio_status(&dev));
 	for (unsigned i = 0; i < 6; i++)
 		mac[i] = virtio_config8(&dev, i);
-	print("mac %02x:%02x:%02x:%02x:%02x:%02x\n", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
+	print("mac %02x:%02x:%02x:%02x:%02x:%02x\n", mac[0], mac[1], mac[2], mac[3], mac[4],
+	      mac[5]);
 	check(!(mac[0] & 1), "mac", "is a group address");
 	rx_buf = alloc(RX_BUFS * BUF, 4096);
 	tx_buf = alloc(BUF, 4096);

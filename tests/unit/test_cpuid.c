@@ -33,7 +33,8 @@ static void everything(struct cpu_leaves *l, const char *vendor)
 	e = cpu_leaf_add(l, 0xd, 1);
 	e->eax = 0xf;
 	static const uint32_t area[][3] = {
-		{ 2, 256, 576 }, { 5, 64, 1088 }, { 6, 512, 1152 }, { 7, 1024, 1664 }, { 9, 8, 2688 },
+		{ 2, 256, 576 },   { 5, 64, 1088 }, { 6, 512, 1152 },
+		{ 7, 1024, 1664 }, { 9, 8, 2688 },
 	};
 
 	for (unsigned i = 0; i < 5; i++) {
@@ -51,7 +52,8 @@ static void test_baseline_hides(void **state)
 
 	everything(&l, "GenuineIntel");
 	assert_int_equal(cpu_baseline(&l, 3, &err), 0);
-	assert_int_equal(cpu_leaf(&l, 7, 0)->ebx, 1 << 0 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 7 | 1 << 8);
+	assert_int_equal(cpu_leaf(&l, 7, 0)->ebx,
+			 1 << 0 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 7 | 1 << 8);
 	assert_int_equal(cpu_leaf(&l, 7, 0)->edx, 0);
 	assert_int_equal(cpu_leaf(&l, 0xd, 0)->eax, 7);
 	assert_int_equal(cpu_leaf(&l, 0xd, 0)->ecx, 832);

@@ -21,7 +21,7 @@
 #include "vmm/x86_64/boot.h"
 #include "vmm/x86_64/cpu.h"
 
-#define RAM (4u << 20)
+#define RAM  (4u << 20)
 #define CPUS 3
 
 struct machine {
@@ -97,7 +97,9 @@ static void take(int fd, struct snapshot *s)
 		struct kvm_msrs head;
 		struct kvm_msr_entry e[4];
 	} l = { .head.nmsrs = 4,
-		.e = { { .index = 0x1a0 }, { .index = 0x2ff }, { .index = 0x277 },
+		.e = { { .index = 0x1a0 },
+		       { .index = 0x2ff },
+		       { .index = 0x277 },
 		       { .index = 0xc0000082 } } };
 
 	memset(s, 0, sizeof(*s));
@@ -262,9 +264,12 @@ static int run_until_out(struct machine *m, const struct boot_entry *entry, cons
 
 static void put_gdt(struct machine *m, struct boot_entry *e)
 {
-	uint64_t gdt[] = { 0, 0,
+	uint64_t gdt[] = { 0,
+			   0,
 			   e->mode == BOOT_LONG ? 0x00af9b000000ffff : 0x00cf9b000000ffff,
-			   0x00cf93000000ffff, 0x00008b0000000067, 0 };
+			   0x00cf93000000ffff,
+			   0x00008b0000000067,
+			   0 };
 
 	memcpy(m->ram + BOOT_GDT, gdt, sizeof(gdt));
 	e->gdt = BOOT_GDT;
@@ -287,8 +292,11 @@ static void test_enter_protected(void **state)
 	struct machine *m = machine_or_skip();
 	/* push 0x18; pop ds; mov al,[ebx]; add al,ah; out 0xe9,al : a stack, a selector, EAX, EBX */
 	static const uint8_t code[] = { 0x6a, 0x18, 0x1f, 0x8a, 0x03, 0x00, 0xe0, 0xe6, 0xe9 };
-	struct boot_entry e = { .mode = BOOT_PROTECTED, .rip = 0x100000, .rsp = 0x200000,
-				.rax = 0x1200, .rbx = 0x150000 };
+	struct boot_entry e = { .mode = BOOT_PROTECTED,
+				.rip = 0x100000,
+				.rsp = 0x200000,
+				.rax = 0x1200,
+				.rbx = 0x150000 };
 
 	put_gdt(m, &e);
 	m->ram[0x150000] = 0x30;
@@ -301,8 +309,11 @@ static void test_enter_long(void **state)
 	struct machine *m = machine_or_skip();
 	/* push rsi; pop rax; shr rax,32; out 0xe9,al : 64-bit registers and a stack */
 	static const uint8_t code[] = { 0x56, 0x58, 0x48, 0xc1, 0xe8, 0x20, 0xe6, 0xe9 };
-	struct boot_entry e = { .mode = BOOT_LONG, .rip = 0x100000, .rsp = 0x200000,
-				.rsi = 0x7700000000, .cr3 = BOOT_PAGES };
+	struct boot_entry e = { .mode = BOOT_LONG,
+				.rip = 0x100000,
+				.rsp = 0x200000,
+				.rsi = 0x7700000000,
+				.cr3 = BOOT_PAGES };
 	uint64_t pml4 = (BOOT_PAGES + 4096) | 3, pdpt = (BOOT_PAGES + 8192) | 3;
 	uint64_t pd[2] = { 0x83, 0x200083 };
 
@@ -353,8 +364,8 @@ static void test_models(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_power_on),     cmocka_unit_test(test_reset_undoes),
-		cmocka_unit_test(test_cpuid_per_vcpu), cmocka_unit_test(test_enter_real),
+		cmocka_unit_test(test_power_on),        cmocka_unit_test(test_reset_undoes),
+		cmocka_unit_test(test_cpuid_per_vcpu),  cmocka_unit_test(test_enter_real),
 		cmocka_unit_test(test_enter_protected), cmocka_unit_test(test_enter_long),
 		cmocka_unit_test(test_models),
 	};

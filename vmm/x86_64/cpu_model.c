@@ -190,7 +190,10 @@ static void put_caches(struct cpu_leaves *l, uint32_t function)
 	static const struct {
 		uint32_t type, level, ways, sets;
 	} cache[] = {
-		{ 1, 1, 8, 64 }, { 2, 1, 8, 64 }, { 3, 2, 16, 1024 }, { 3, 3, 16, 16384 },
+		{ 1, 1, 8, 64 },
+		{ 2, 1, 8, 64 },
+		{ 3, 2, 16, 1024 },
+		{ 3, 3, 16, 16384 },
 	};
 
 	for (uint32_t i = 0; i < 4; i++) {
@@ -253,7 +256,7 @@ int cpu_baseline(struct cpu_leaves *l, unsigned level, struct err *err)
 	e->eax = level >= 3 ? 0xd : 0xb;
 	e = cpu_leaf_add(l, 1, 0);
 	e->eax = amd ? signature_amd[level] : signature_intel[level];
-	e->ebx = 64 / 8 << 8; /* CLFLUSH */
+	e->ebx = 64 / 8 << 8;                 /* CLFLUSH */
 	cpu_leaf_add(l, 6, 0)->eax = 1u << 2; /* ARAT: KVM's APIC timer never stops */
 	e = cpu_leaf_add(l, 0x40000000, 0);
 	e->eax = KVM_LEAF;

@@ -97,7 +97,8 @@ bool cpu_is_amd(const struct cpu_leaves *l)
 
 	if (!e)
 		return false;
-	return e->ebx == 0x68747541 /* "Auth"enticAMD */ || e->ebx == 0x6f677948 /* "Hygo"nGenuine */;
+	return e->ebx == 0x68747541 /* "Auth"enticAMD */ ||
+	       e->ebx == 0x6f677948 /* "Hygo"nGenuine */;
 }
 
 /* ---- topology ---- */
@@ -231,8 +232,8 @@ static void adapt(int kvm_fd, struct cpu_leaves *l)
 	if (ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0)
 		e->ecx |= 1u << 24;
 
-	clear(l, 1, CPU_ECX, 1u << 5);           /* VMX */
-	clear(l, 0x80000001, CPU_ECX, 1u << 2);  /* SVM */
+	clear(l, 1, CPU_ECX, 1u << 5);          /* VMX */
+	clear(l, 0x80000001, CPU_ECX, 1u << 2); /* SVM */
 	cpu_leaf_remove(l, 0x8000000a);
 	clear(l, 7, CPU_EBX, 1u << 2 | 1u << 25); /* SGX, PT */
 	clear(l, 7, CPU_ECX, 1u << 30);           /* SGX launch control */

@@ -340,7 +340,7 @@ int arch_probe_host(int kvm_fd, size_t run_size, struct arch_probe *p, struct er
 	if (!rc)
 		rc = try_instructions(v, p->missing, sizeof(p->missing), err);
 	p->kind = p->ns_per_insn >= INTERPRETED_NS ? ARCH_HOST_SOFTWARE :
-		  host_is_virtual()		   ? ARCH_HOST_NESTED :
+		  host_is_virtual()                ? ARCH_HOST_NESTED :
 						     ARCH_HOST_HARDWARE;
 	close_vm(v);
 	free(v);

@@ -19,12 +19,12 @@
 #include "vmm/x86_64/cpu.h"
 #include "vmm/x86_64/layout.h"
 
-#define CR0_PE 0x1ull
-#define CR0_ET 0x10ull
-#define CR0_NW 0x20000000ull
-#define CR0_CD 0x40000000ull
-#define CR0_PG 0x80000000ull
-#define CR4_PAE 0x20ull
+#define CR0_PE   0x1ull
+#define CR0_ET   0x10ull
+#define CR0_NW   0x20000000ull
+#define CR0_CD   0x40000000ull
+#define CR0_PG   0x80000000ull
+#define CR4_PAE  0x20ull
 #define EFER_LME 0x100ull
 #define EFER_LMA 0x400ull
 
@@ -75,8 +75,12 @@ int arch_vcpu_init(int vcpu_fd, const struct arch_cpu *c, unsigned index, struct
 static struct kvm_segment segment(uint16_t selector, uint64_t base, uint32_t limit, uint8_t type)
 {
 	return (struct kvm_segment){
-		.selector = selector, .base = base, .limit = limit, .type = type,
-		.present = 1,         .s = 1,
+		.selector = selector,
+		.base = base,
+		.limit = limit,
+		.type = type,
+		.present = 1,
+		.s = 1,
 	};
 }
 
@@ -121,9 +125,9 @@ static int reset_fpu(int fd, const struct arch_cpu *c, struct err *err)
 	struct kvm_xcrs xcrs = { .nr_xcrs = 1, .xcrs = { { .xcr = 0, .value = 1 } } };
 	int rc;
 
-	x.area.region[0] = 0x37f;       /* FCW */
-	x.area.region[6] = 0x1f80;      /* MXCSR */
-	x.area.region[512 / 4] = 3;     /* XSTATE_BV: these two are given */
+	x.area.region[0] = 0x37f;   /* FCW */
+	x.area.region[6] = 0x1f80;  /* MXCSR */
+	x.area.region[512 / 4] = 3; /* XSTATE_BV: these two are given */
 	rc = set(fd, KVM_SET_XSAVE, &x, "FPU state", err);
 	if (!rc && cpu_has(c, 1, CPU_ECX, 26)) /* XSAVE: else there is no XCR0 */
 		rc = set(fd, KVM_SET_XCRS, &xcrs, "XCR0", err);
@@ -141,8 +145,17 @@ static void put32(struct kvm_lapic_state *s, unsigned reg, uint32_t value)
  */
 static int reset_lapic(int fd, unsigned index, struct err *err)
 {
-	enum { ID = 0x20, VERSION = 0x30, DFR = 0xe0, SPIV = 0xf0, LVT_CMCI = 0x2f0,
-	       LVT_TIMER = 0x320, LVT_LINT0 = 0x350, LVT_LINT1 = 0x360, LVT_ERROR = 0x370 };
+	enum {
+		ID = 0x20,
+		VERSION = 0x30,
+		DFR = 0xe0,
+		SPIV = 0xf0,
+		LVT_CMCI = 0x2f0,
+		LVT_TIMER = 0x320,
+		LVT_LINT0 = 0x350,
+		LVT_LINT1 = 0x360,
+		LVT_ERROR = 0x370
+	};
 	const uint32_t masked = 0x10000, ext_int = 0x700, nmi = 0x400;
 	struct kvm_lapic_state now, s = { 0 };
 
@@ -171,7 +184,7 @@ struct msr {
 };
 
 static const struct msr reset_msrs[] = {
-	{ 0x174, 0, false },                  /* SYSENTER_CS, ESP, EIP */
+	{ 0x174, 0, false }, /* SYSENTER_CS, ESP, EIP */
 	{ 0x175, 0, false },
 	{ 0x176, 0, false },
 	{ 0x277, 0x0007040600070406, false }, /* PAT */
@@ -180,12 +193,12 @@ static const struct msr reset_msrs[] = {
 	{ 0xc0000082, 0, false },
 	{ 0xc0000083, 0, false },
 	{ 0xc0000084, 0, false },
-	{ 0xc0000102, 0, false },             /* KERNEL_GS_BASE */
-	{ 0x48, 0, true },                    /* SPEC_CTRL */
-	{ 0x1d9, 0, true },                   /* DEBUGCTL */
-	{ 0x6e0, 0, true },                   /* TSC_DEADLINE */
-	{ 0xda0, 0, true },                   /* XSS */
-	{ 0xc0000103, 0, true },              /* TSC_AUX */
+	{ 0xc0000102, 0, false }, /* KERNEL_GS_BASE */
+	{ 0x48, 0, true },        /* SPEC_CTRL */
+	{ 0x1d9, 0, true },       /* DEBUGCTL */
+	{ 0x6e0, 0, true },       /* TSC_DEADLINE */
+	{ 0xda0, 0, true },       /* XSS */
+	{ 0xc0000103, 0, true },  /* TSC_AUX */
 	{ MSR_KVM_SYSTEM_TIME_NEW, 0, true },
 	{ MSR_KVM_ASYNC_PF_EN, 0, true },
 	{ MSR_KVM_STEAL_TIME, 0, true },
@@ -320,8 +333,12 @@ int arch_vcpu_set_entry(int vcpu_fd, const struct boot *b, struct err *err)
 		break;
 	}
 	regs = (struct kvm_regs){
-		.rip = e->rip, .rsp = e->rsp, .rax = e->rax,
-		.rbx = e->rbx, .rsi = e->rsi, .rflags = 2,
+		.rip = e->rip,
+		.rsp = e->rsp,
+		.rax = e->rax,
+		.rbx = e->rbx,
+		.rsi = e->rsi,
+		.rflags = 2,
 	};
 	rc = set(vcpu_fd, KVM_SET_SREGS, &s, "system registers", err);
 	return rc ? rc : set(vcpu_fd, KVM_SET_REGS, &regs, "registers", err);

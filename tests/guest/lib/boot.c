@@ -45,7 +45,7 @@ static void parse_multiboot(uint64_t info)
 	uint64_t at = *(uint32_t *)(info + 48), end = at + *(uint32_t *)(info + 44);
 
 	if (flags & 4)
-		boot.cmdline = (const char *)(uint64_t)*(uint32_t *)(info + 16);
+		boot.cmdline = (const char *)(uint64_t) * (uint32_t *)(info + 16);
 	while (flags & 64 && at < end) {
 		add_range(*(uint64_t *)(at + 4), *(uint64_t *)(at + 12), *(uint32_t *)(at + 20));
 		at += 4 + *(uint32_t *)at;

@@ -66,7 +66,8 @@ void guest_init(enum boot_how how, uint64_t info)
 	memcpy(tss + 4, &rsp0, 8);
 	tss[102] = 104; /* where the map of ports starts; zeroes allow */
 	tss[TSS_LIMIT] = 0xff;
-	gdt[5] = 0x0000890000000000 | TSS_LIMIT | (base & 0xffffff) << 16 | (base >> 24 & 0xff) << 56;
+	gdt[5] = 0x0000890000000000 | TSS_LIMIT | (base & 0xffffff) << 16 |
+		 (base >> 24 & 0xff) << 56;
 	gdt[6] = base >> 32;
 	__asm__ volatile("ltr %w0" : : "r"(0x28));
 }

@@ -31,15 +31,17 @@ void ok(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void fail(const char *name, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* ok or fail; true if ok. */
 bool check(bool good, const char *name, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-void sync_point(unsigned n); /* with "sync" on the command line waits for a byte on the serial port */
+void sync_point(
+	unsigned n); /* with "sync" on the command line waits for a byte on the serial port */
 _Noreturn void guest_exit(void); /* "done" and the end; as returning from guest_main() */
-void power_off(void); /* by the ACPI sleep register; comes back if it does not work */
+void power_off(void);            /* by the ACPI sleep register; comes back if it does not work */
 
 /* ---- text ---- */
 
 void put_char(char c);
-void print(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* %s %c %d %u %x %lu %lx %p, width, 0 */
-int get_char(void); /* waits for the serial port */
+void print(const char *fmt, ...)
+	__attribute__((format(printf, 1, 2))); /* %s %c %d %u %x %lu %lx %p, width, 0 */
+int get_char(void);                            /* waits for the serial port */
 bool char_waiting(void);
 
 void *memset(void *p, int c, size_t n);
@@ -106,12 +108,30 @@ static inline uint32_t inl(uint16_t port)
 }
 
 /* Device registers: one access of exactly this width. */
-static inline uint8_t read8(uint64_t at) { return *(volatile uint8_t *)at; }
-static inline uint16_t read16(uint64_t at) { return *(volatile uint16_t *)at; }
-static inline uint32_t read32(uint64_t at) { return *(volatile uint32_t *)at; }
-static inline void write8(uint64_t at, uint8_t v) { *(volatile uint8_t *)at = v; }
-static inline void write16(uint64_t at, uint16_t v) { *(volatile uint16_t *)at = v; }
-static inline void write32(uint64_t at, uint32_t v) { *(volatile uint32_t *)at = v; }
+static inline uint8_t read8(uint64_t at)
+{
+	return *(volatile uint8_t *)at;
+}
+static inline uint16_t read16(uint64_t at)
+{
+	return *(volatile uint16_t *)at;
+}
+static inline uint32_t read32(uint64_t at)
+{
+	return *(volatile uint32_t *)at;
+}
+static inline void write8(uint64_t at, uint8_t v)
+{
+	*(volatile uint8_t *)at = v;
+}
+static inline void write16(uint64_t at, uint16_t v)
+{
+	*(volatile uint16_t *)at = v;
+}
+static inline void write32(uint64_t at, uint32_t v)
+{
+	*(volatile uint32_t *)at = v;
+}
 
 static inline uint64_t rdtsc(void)
 {
@@ -135,7 +155,9 @@ struct cpuid {
 static inline struct cpuid cpuid(uint32_t leaf, uint32_t sub)
 {
 	struct cpuid r;
-	__asm__ volatile("cpuid" : "=a"(r.a), "=b"(r.b), "=c"(r.c), "=d"(r.d) : "a"(leaf), "c"(sub));
+	__asm__ volatile("cpuid"
+			 : "=a"(r.a), "=b"(r.b), "=c"(r.c), "=d"(r.d)
+			 : "a"(leaf), "c"(sub));
 	return r;
 }
 struct cpuid guest_cpuid(uint32_t leaf, uint32_t sub);
@@ -158,8 +180,14 @@ static inline bool passed(uint64_t when)
 
 /* ---- kernel mode for a moment ---- */
 
-enum kernel_call { CALL_HALT, CALL_INTERRUPTS, CALL_TRIPLE_FAULT, CALL_CPUID, CALL_READ_MSR,
-		   CALL_WRITE_MSR };
+enum kernel_call {
+	CALL_HALT,
+	CALL_INTERRUPTS,
+	CALL_TRIPLE_FAULT,
+	CALL_CPUID,
+	CALL_READ_MSR,
+	CALL_WRITE_MSR
+};
 uint64_t kernel(enum kernel_call what, uint64_t a, uint64_t b); /* CALL_READ_MSR: a; returns it */
 
 /* ---- interrupts: vectors IRQ_FIRST to IRQ_LAST only count ---- */
@@ -170,7 +198,7 @@ extern volatile uint32_t irq_count[64];
 
 void irq_on(void); /* local APIC on, interrupts enabled */
 void irq_off(void);
-bool irq_wait(unsigned vector, uint32_t beyond); /* until irq_count[vector] > beyond */
+bool irq_wait(unsigned vector, uint32_t beyond);  /* until irq_count[vector] > beyond */
 void ioapic_route(unsigned pin, unsigned vector); /* edge, to this processor */
 
 #define LAPIC  0xfee00000ull
@@ -178,10 +206,10 @@ void ioapic_route(unsigned pin, unsigned vector); /* edge, to this processor */
 
 /* ---- other processors ---- */
 
-#define AP_PAGE 0x8000 /* where they start: vector 8 */
+#define AP_PAGE  0x8000 /* where they start: vector 8 */
 #define CPUS_MAX 64
 extern volatile uint8_t cpu_alive[256]; /* by APIC id */
-void start_processors(void); /* INIT and start-up interrupt to all but this one */
+void start_processors(void);            /* INIT and start-up interrupt to all but this one */
 
 /* ---- ACPI ---- */
 

@@ -250,8 +250,8 @@ uint16_t vq_add(struct vq *q, const struct piece *p, unsigned n)
 
 		q->desc[at].addr = (uint64_t)p[i].addr;
 		q->desc[at].len = p[i].len;
-		q->desc[at].flags = (uint16_t)((i + 1 < n ? DESC_NEXT : 0) |
-					       (p[i].write ? DESC_WRITE : 0));
+		q->desc[at].flags =
+			(uint16_t)((i + 1 < n ? DESC_NEXT : 0) | (p[i].write ? DESC_WRITE : 0));
 		q->desc[at].next = next;
 		at = next;
 	}

@@ -46,11 +46,11 @@ struct used {
 struct vdev {
 	bool pci;
 	unsigned id;
-	unsigned slot;            /* PCI */
-	uint64_t base;            /* MMIO: registers; PCI: common configuration */
+	unsigned slot;                /* PCI */
+	uint64_t base;                /* MMIO: registers; PCI: common configuration */
 	uint64_t isr, config, notify; /* PCI; config for MMIO, too */
 	uint32_t notify_multiplier;
-	unsigned gsi; /* MMIO */
+	unsigned gsi;      /* MMIO */
 	uint64_t features; /* negotiated */
 };
 
