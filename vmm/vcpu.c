@@ -33,6 +33,12 @@ static void add(_Atomic uint64_t *counter)
 			      memory_order_relaxed);
 }
 
+/* The asker and the vCPU's own thread both write it. */
+static void set_immediate_exit(struct vcpu *v, uint8_t value)
+{
+	__atomic_store_n(&v->run->immediate_exit, value, __ATOMIC_RELAXED);
+}
+
 static void log_registers(const struct vcpu *v)
 {
 	char text[512];
@@ -146,7 +152,7 @@ static void complete_io(struct vcpu *v)
 {
 	/* An access that crosses a page is two exits; nothing takes more than a few. */
 	for (int i = 0; i < 16; i++) {
-		v->run->immediate_exit = 1;
+		set_immediate_exit(v, 1);
 		if (ioctl(v->fd, KVM_RUN, 0) < 0)
 			return;
 		if (v->run->exit_reason == KVM_EXIT_IO)
@@ -191,7 +197,7 @@ static bool park(struct vcpu *v)
 	while (s->want == VCPUS_PAUSE)
 		pthread_cond_wait(&s->changed, &s->lock);
 	s->parked--;
-	v->run->immediate_exit = 0; /* under the lock: the next asker sets it after us */
+	set_immediate_exit(v, 0); /* under the lock: the next asker sets it after us */
 	bool go = s->want == VCPUS_RUN;
 	pthread_mutex_unlock(&s->lock);
 #ifdef KVM_KVMCLOCK_CTRL
@@ -277,7 +283,7 @@ static void kick_all(struct vcpus *s)
 	for (unsigned i = 0; i < s->count; i++) {
 		if (!s->v[i].started)
 			continue;
-		s->v[i].run->immediate_exit = 1;
+		set_immediate_exit(&s->v[i], 1);
 		pthread_kill(s->v[i].thread, VCPU_SIGNAL);
 	}
 }

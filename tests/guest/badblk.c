@@ -6,8 +6,7 @@
  */
 #include "virtio.h"
 
-#define T_IN  0
-#define T_OUT 1
+#define T_IN 0
 
 struct header {
 	uint32_t type, reserved;
@@ -17,6 +16,7 @@ struct header {
 static struct vdev dev;
 static struct vq q;
 static uint8_t *buffer;
+static uint8_t *many, *statuses; /* of a full queue */
 static struct header *h;
 static uint8_t *status;
 
@@ -103,36 +103,47 @@ static void same_head_twice(void)
 	honest("same-head");
 }
 
-static void fill(uint32_t type)
-{
-	struct piece p[] = {
-		{ h, 16, false },
-		{ buffer, 16384, type == T_IN },
-		{ status, 1, true },
-	};
+#define PIECE 4096u
 
-	*h = (struct header){ type, 0, 0 };
-	for (unsigned i = 0; i < q.size / 3; i++)
+/* As many reads as fit, each with memory of its own. */
+static void fill(void)
+{
+	*h = (struct header){ T_IN, 0, 0 };
+	for (unsigned i = 0; i < q.size / 3; i++) {
+		struct piece p[] = {
+			{ h, 16, false },
+			{ many + i * PIECE, PIECE, true },
+			{ statuses + i, 1, true },
+		};
+
 		vq_add(&q, p, 3);
+	}
 	vq_kick(&q);
+}
+
+static bool all_are(const uint8_t *p, size_t n, uint8_t byte)
+{
+	for (size_t i = 0; i < n; i++)
+		if (((const volatile uint8_t *)p)[i] != byte)
+			return false;
+	return true;
 }
 
 /* A reset waits for what is in flight: afterwards nothing may be stored into the guest's memory. */
 static void reset_in_flight(void)
 {
+	size_t room = q.size / 3 * PIECE;
 	bool quiet = true;
 
 	for (unsigned round = 0; round < 20; round++) {
 		start();
-		fill(T_IN);
+		fill();
 		virtio_reset(&dev);
-		memset(buffer, 0xa5, 16384);
-		*status = 0xa5;
+		memset(many, 0xa5, room);
+		memset(statuses, 0xa5, 256);
 		for (unsigned i = 0; i < 1000; i++)
 			relax();
-		for (unsigned i = 0; i < 16384; i++)
-			quiet &= buffer[i] == 0xa5;
-		quiet &= *(volatile uint8_t *)status == 0xa5;
+		quiet &= all_are(many, room, 0xa5) && all_are(statuses, 256, 0xa5);
 	}
 	check(quiet, "reset-quiet", "memory was written after the reset");
 	honest("reset-in-flight");
@@ -142,13 +153,15 @@ static void never_reaped(void)
 {
 	start();
 	for (unsigned i = 0; i < 50; i++)
-		fill(T_IN); /* used entries are not looked at; descriptors are posted again */
+		fill(); /* used entries are not looked at; descriptors are posted again */
 	honest("never-reaped");
 }
 
 void guest_main(void)
 {
 	buffer = alloc(16384, 4096);
+	many = alloc(256 / 3 * PIECE, 4096);
+	statuses = alloc(256, 64);
 	h = alloc(4096, 4096);
 	status = alloc(64, 64);
 	if (!check(virtio_find(&dev, VIRTIO_BLK, 0), "find", "no block device"))
