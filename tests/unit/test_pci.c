@@ -522,6 +522,24 @@ static void test_state_refused(void **state)
 	}
 }
 
+static void test_host_state_refused(void **state)
+{
+	struct machine *m = *state;
+	struct device *d = pci_bus_device(m->pci);
+	const struct state_part *p = &d->parts[0];
+	static const uint32_t bad[][2] = { { 0x80000003, 0 }, { 0x40000000, 0 }, { 0, 0x04 } };
+
+	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		struct state_buf buf = { 0 };
+		struct err err = { 0 };
+
+		assert_int_equal(state_save(p->desc, bad[i], &buf), 0);
+		assert_int_equal(state_load(p->desc, p->regs, d, buf.data, buf.len, &err), -EINVAL);
+		state_buf_fini(&buf);
+	}
+	assert_int_equal(in(m, 0xcf8, 4), 0);
+}
+
 /* ---- anything, in any order ---- */
 
 static uint32_t next_random(uint32_t *seed)
@@ -607,6 +625,7 @@ int main(void)
 		TEST(test_state_complete),
 		TEST(test_state_moves_bars),
 		TEST(test_state_refused),
+		TEST(test_host_state_refused),
 		TEST(test_storm),
 		TEST(test_threads),
 	};
