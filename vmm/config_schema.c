@@ -153,7 +153,7 @@ void config_print_schema(FILE *f)
 
 	add(o, "$schema", str("https://json-schema.org/draft/2020-12/schema"));
 	add(o, "title", str("coracle run --config"));
-	add(o, "description", str("Made by `coracle help --schema`; see docs/config.md."));
+	add(o, "description", str("Made by `coracle help --schema`; see docs/user-guide.md."));
 	json_object_object_foreach (keys, name, v)
 		add(o, name, json_object_get(v));
 	json_object_put(keys);
