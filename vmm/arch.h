@@ -160,6 +160,13 @@ struct arch_probe {
 	char missing[128];  /* instructions of a kernel that KVM fails at, "int3, xrstor"; "": none */
 };
 
+/* A KVM capability that is good to have. */
+struct arch_extra {
+	int cap, other; /* either will do; 0: no other */
+	const char *key, *what, *advice; /* advice NULL: nothing is lost without */
+};
+const struct arch_extra *arch_host_extras(void); /* this architecture's; ended by a NULL key */
+
 /* Find out by running instructions in a small VM; takes a fraction of a second. 0 or -errno. */
 int arch_probe_host(int kvm_fd, size_t run_size, struct arch_probe *p, struct err *err);
 

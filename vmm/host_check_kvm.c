@@ -90,12 +90,7 @@ static void check_kind(struct host_report *r, int fd)
 		 p->missing);
 }
 
-struct extra {
-	int cap, other; /* either will do; 0: no other */
-	const char *key, *what, *advice;
-};
-
-static const struct extra extras[] = {
+static const struct arch_extra extras[] = {
 	{ KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, "kvm.dirty-ring",
 	  "migration finds written pages by ring", "migration reads bitmaps instead" },
 	{ KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 0, "kvm.manual-dirty-log",
@@ -106,19 +101,12 @@ static const struct extra extras[] = {
 	  "failed instructions are shown", "a failed instruction is not named in the log" },
 	{ KVM_CAP_ADJUST_CLOCK, 0, "kvm.adjust-clock", "the guest's clock can be moved",
 	  "the clock of a restored guest may step" },
-#ifdef __x86_64__
-	{ KVM_CAP_X2APIC_API, 0, "kvm.x2apic-api", "APIC ids of 32 bits", NULL },
-	{ KVM_CAP_TSC_DEADLINE_TIMER, 0, "kvm.tsc-deadline", "the APIC's deadline timer",
-	  "guest timers cost more exits" },
-	{ KVM_CAP_TSC_CONTROL, 0, "kvm.tsc-scaling", "guests keep their TSC rate when they move",
-	  "move guests only between hosts of one TSC rate" },
-#endif
+	{ 0 },
 };
 
-static void check_extras(struct host_report *r, int fd)
+static void check_extras(struct host_report *r, int fd, const struct arch_extra *e)
 {
-	for (size_t i = 0; i < sizeof(extras) / sizeof(extras[0]); i++) {
-		const struct extra *e = &extras[i];
+	for (; e->key; e++) {
 		bool yes = has_cap(fd, e->cap) > 0 || (e->other && has_cap(fd, e->other) > 0);
 
 		host_row(r, e->key, yes ? HOST_YES : HOST_NO, yes ? NULL : e->advice, "%s",
@@ -188,5 +176,6 @@ void host_check_kvm(struct host_report *r)
 	host_row(r, "kvm.vcpus", HOST_YES, NULL, "%u a machine; coracle gives up to %u",
 		 r->max_vcpus, ARCH_CPUS_MAX);
 	check_models(r, fd);
-	check_extras(r, fd);
+	check_extras(r, fd, extras);
+	check_extras(r, fd, arch_host_extras());
 }

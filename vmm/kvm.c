@@ -29,9 +29,10 @@ static int explain_open(struct err *err, int e)
 {
 	switch (e) {
 	case ENOENT:
-		return err_set(err, e,
-			       "/dev/kvm is not there: enable virtualization in the firmware and load "
-			       "kvm_intel or kvm_amd (coracle check-host says more)");
+		return err_set(
+			err, e,
+			"/dev/kvm is not there: enable virtualization in the firmware and load "
+			"kvm_intel or kvm_amd (coracle check-host says more)");
 	case EACCES:
 	case EPERM:
 		return err_set(err, e,

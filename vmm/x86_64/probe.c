@@ -346,3 +346,18 @@ int arch_probe_host(int kvm_fd, size_t run_size, struct arch_probe *p, struct er
 	free(v);
 	return rc;
 }
+
+const struct arch_extra *arch_host_extras(void)
+{
+	static const struct arch_extra extras[] = {
+		{ KVM_CAP_X2APIC_API, 0, "kvm.x2apic-api", "APIC ids of 32 bits", NULL },
+		{ KVM_CAP_TSC_DEADLINE_TIMER, 0, "kvm.tsc-deadline", "the APIC's deadline timer",
+		  "guest timers cost more exits" },
+		{ KVM_CAP_TSC_CONTROL, 0, "kvm.tsc-scaling",
+		  "guests keep their TSC rate when they move",
+		  "move guests only between hosts of one TSC rate" },
+		{ 0 },
+	};
+
+	return extras;
+}
