@@ -129,7 +129,7 @@ static void check_huge_pages(struct host_report *r)
 			 text, surplus);
 	else
 		host_row(r, "huge-pages.pool", HOST_NO,
-			 "--hugepages on is refused: set sysctl vm.nr_hugepages",
+			 "--hugepages 2M is refused: set sysctl vm.nr_hugepages",
 			 *text ? "none of %s pages of 2 MiB is free" : "not in this kernel%s",
 			 surplus);
 }
