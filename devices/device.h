@@ -24,7 +24,7 @@ typedef void (*device_stat_fn)(void *arg, const char *key, uint64_t value);
 struct device_ops {
 	const char *type; /* "virtio-blk", "uart16550": stable, used in snapshots */
 
-	void (*reset)(struct device *d); /* to power-on state; nothing is in flight afterwards */
+	void (*reset)(struct device *d);   /* to power-on state; nothing is in flight afterwards */
 	void (*quiesce)(struct device *d); /* take no new work, return when none is in flight */
 	void (*resume)(struct device *d);  /* look at every queue again: a kick may have come */
 	/* Counters for whoever watches; takes @lock itself; may be NULL. */

@@ -14,9 +14,9 @@
 #include "base/log.h"
 #include "devices/ged.h"
 
-#define SLEEP_ENABLE   0x20
-#define SLEEP_TYPE(v)  ((v) >> 2 & 7)
-#define SLEEP_KEEP     0x1c /* the type reads back, the enable bit does not */
+#define SLEEP_ENABLE  0x20
+#define SLEEP_TYPE(v) ((v) >> 2 & 7)
+#define SLEEP_KEEP    0x1c /* the type reads back, the enable bit does not */
 
 /* Guest-visible state. */
 struct ged_regs {
@@ -78,8 +78,9 @@ static void sleep_control(struct ged *g, uint8_t value)
 	if (SLEEP_TYPE(value) == GED_SLEEP_TYPE_S5)
 		g->wiring->ops->power(g->wiring, WIRE_POWER_OFF, 0);
 	else
-		log_guest(&g->complaints, "%s: the guest asks for sleep type %u; only %u (off) exists",
-			  g->dev.name, SLEEP_TYPE(value), GED_SLEEP_TYPE_S5);
+		log_guest(&g->complaints,
+			  "%s: the guest asks for sleep type %u; only %u (off) exists", g->dev.name,
+			  SLEEP_TYPE(value), GED_SLEEP_TYPE_S5);
 }
 
 static void write_reg(struct ged *g, unsigned off, uint8_t value)

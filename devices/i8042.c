@@ -102,7 +102,8 @@ struct device *i8042_new(struct bus *pio, uint64_t base, struct wiring *wiring, 
 	k->pio = pio;
 	k->base = base;
 	k->wiring = wiring;
-	if (add_port(k, PORT_DATA, &data_ops, err) || add_port(k, PORT_COMMAND, &command_ops, err)) {
+	if (add_port(k, PORT_DATA, &data_ops, err) ||
+	    add_port(k, PORT_COMMAND, &command_ops, err)) {
 		i8042_free(&k->dev);
 		return NULL;
 	}

@@ -19,10 +19,10 @@
 #include "devices/device.h"
 #include "devices/wiring.h"
 
-#define PCI_CFG_SIZE     256
-#define PCI_MSIX_MAX     68 /* vectors a function may have */
-#define PCI_DEVICES_MAX  32 /* slots on bus 0; function 0 only */
-#define PCI_BARS_MAX     6
+#define PCI_CFG_SIZE    256
+#define PCI_MSIX_MAX    68 /* vectors a function may have */
+#define PCI_DEVICES_MAX 32 /* slots on bus 0; function 0 only */
+#define PCI_BARS_MAX    6
 
 /* Guest-visible state (tables pci_state and msix_state). */
 struct pci_regs {
@@ -49,13 +49,13 @@ struct pci_bus;
 struct pci_function {
 	struct pci_regs regs;
 	struct pci_msix_regs msix;
-	uint8_t wmask[PCI_CFG_SIZE]; /* bits the guest may write */
+	uint8_t wmask[PCI_CFG_SIZE];     /* bits the guest may write */
 	struct region bar[PCI_BARS_MAX]; /* size 0: none; base 0 and mapped false: not decoded */
 	bool bar_is_64[PCI_BARS_MAX];
 	bool bar_mapped[PCI_BARS_MAX];
-	uint16_t cap_end; /* where the next capability goes */
-	uint8_t cap_last; /* the one before it; 0: none */
-	uint8_t msix_cap; /* 0: none */
+	uint16_t cap_end;                   /* where the next capability goes */
+	uint8_t cap_last;                   /* the one before it; 0: none */
+	uint8_t msix_cap;                   /* 0: none */
 	struct event *vector[PCI_MSIX_MAX]; /* owned by the function */
 	struct wire_msi wire[PCI_MSIX_MAX];
 	struct wiring *wiring;
@@ -108,7 +108,7 @@ unsigned pci_add_cap(struct pci_function *f, uint8_t id, const void *body, unsig
  */
 int pci_add_msix(struct pci_function *f, struct wiring *wiring, unsigned count, unsigned bar,
 		 uint32_t table_off, uint32_t pba_off, struct err *err);
-#define PCI_MSIX_TABLE_SIZE(n) ((n) * 16u)
+#define PCI_MSIX_TABLE_SIZE(n) ((n)*16u)
 #define PCI_MSIX_PBA_SIZE(n)   ((((n) + 63u) / 64u) * 8u)
 
 /* @off from the table's (PBA's) start; past the end reads 0 and is not written. Under @lock. */

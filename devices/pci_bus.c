@@ -350,8 +350,8 @@ static int assign_function(struct pci_bus *b, unsigned slot, uint64_t *next, str
 		if (base < *next || base > end || r->size > end - base)
 			return err_set(err, ENOSPC,
 				       "BAR %u of %s in PCI slot %u (0x%llx bytes) does not fit "
-				       "in the PCI window", i, r->name, slot,
-				       (unsigned long long)r->size);
+				       "in the PCI window",
+				       i, r->name, slot, (unsigned long long)r->size);
 		write32(b, slot, 0x10 + 4 * i, (uint32_t)base);
 		if (b->slot[slot]->bar_is_64[i])
 			write32(b, slot, 0x14 + 4 * i, (uint32_t)(base >> 32));

@@ -45,8 +45,8 @@ static int pci_validate(const void *regs, const void *device, struct err *err)
 	for (unsigned i = 0; f && i < PCI_CFG_SIZE; i++) {
 		if ((r->cfg[i] ^ f->regs.cfg[i]) & ~f->wmask[i])
 			return err_set(err, EINVAL,
-				       "cfg: byte 0x%02x is 0x%02x, this device has 0x%02x there", i,
-				       r->cfg[i], f->regs.cfg[i]);
+				       "cfg: byte 0x%02x is 0x%02x, this device has 0x%02x there",
+				       i, r->cfg[i], f->regs.cfg[i]);
 	}
 	return 0;
 }
@@ -54,8 +54,7 @@ static int pci_validate(const void *regs, const void *device, struct err *err)
 static const struct state_field pci_fields[] = {
 	STATE_BYTES(1, struct pci_regs, cfg),
 };
-const struct state_desc pci_state =
-	STATE_DESC("pci", struct pci_regs, pci_fields, pci_validate);
+const struct state_desc pci_state = STATE_DESC("pci", struct pci_regs, pci_fields, pci_validate);
 
 /* ---- little-endian fields of the two arrays ---- */
 

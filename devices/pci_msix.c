@@ -57,8 +57,8 @@ const struct state_desc msix_state =
 
 static bool open_to_guest(const struct pci_function *f, unsigned vector)
 {
-	uint16_t control = (uint16_t)(f->regs.cfg[f->msix_cap + 2] |
-				      f->regs.cfg[f->msix_cap + 3] << 8);
+	uint16_t control =
+		(uint16_t)(f->regs.cfg[f->msix_cap + 2] | f->regs.cfg[f->msix_cap + 3] << 8);
 
 	return (control & (CONTROL_ENABLE | CONTROL_MASK_ALL)) == CONTROL_ENABLE &&
 	       !(f->msix.entry[vector].ctrl & ENTRY_MASKED);

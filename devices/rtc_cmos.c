@@ -23,8 +23,20 @@
 #define SIZE  128
 
 /* Registers; 1, 3 and 5 are the alarm, which is memory here. */
-enum { SECONDS = 0, MINUTES = 2, HOURS = 4, WEEKDAY = 6, DAY = 7, MONTH = 8, YEAR = 9,
-       REG_A = 10, REG_B = 11, REG_C = 12, REG_D = 13, CENTURY = 0x32 };
+enum {
+	SECONDS = 0,
+	MINUTES = 2,
+	HOURS = 4,
+	WEEKDAY = 6,
+	DAY = 7,
+	MONTH = 8,
+	YEAR = 9,
+	REG_A = 10,
+	REG_B = 11,
+	REG_C = 12,
+	REG_D = 13,
+	CENTURY = 0x32
+};
 
 #define A_UIP     0x80
 #define A_DEFAULT 0x26 /* 32768 Hz crystal, 1024 Hz square wave: what a BIOS sets */
@@ -36,8 +48,8 @@ enum { SECONDS = 0, MINUTES = 2, HOURS = 4, WEEKDAY = 6, DAY = 7, MONTH = 8, YEA
 #define D_VALID   0x80
 #define HOUR_PM   0x80
 
-#define NS_PER_S  1000000000ull
-#define UPDATE_NS 244000ull
+#define NS_PER_S   1000000000ull
+#define UPDATE_NS  244000ull
 #define OFFSET_MAX (1ll << 40) /* seconds; the years 0 to 9999 fit many times */
 
 /* Guest-visible state. */
@@ -299,8 +311,7 @@ static const struct device_ops rtc_device_ops = {
 };
 
 struct device *rtc_cmos_new_with_clock(struct bus *pio, uint64_t base,
-				       uint64_t (*now)(void *opaque), void *opaque,
-				       struct err *err)
+				       uint64_t (*now)(void *opaque), void *opaque, struct err *err)
 {
 	struct rtc *t = calloc(1, sizeof(*t));
 

@@ -53,17 +53,17 @@ enum { REG_DATA, REG_IER, REG_IIR, REG_LCR, REG_MCR, REG_LSR, REG_MSR, REG_SCR }
 #define MCR_LOOP 0x10
 #define MCR_ALL  0x1f
 
-#define LSR_READY      0x01
-#define LSR_OVERRUN    0x02
-#define LSR_BREAK      0x10
-#define LSR_EMPTY      0x60 /* holding register and transmitter */
-#define LSR_FIFO_ERROR 0x80
+#define LSR_READY       0x01
+#define LSR_OVERRUN     0x02
+#define LSR_BREAK       0x10
+#define LSR_EMPTY       0x60 /* holding register and transmitter */
+#define LSR_FIFO_ERROR  0x80
 #define LSR_CHAR_ERRORS 0x1c /* what comes with a character: parity, framing, break */
 
-#define MSR_CTS 0x10
-#define MSR_DSR 0x20
-#define MSR_RI  0x40
-#define MSR_DCD 0x80
+#define MSR_CTS     0x10
+#define MSR_DSR     0x20
+#define MSR_RI      0x40
+#define MSR_DCD     0x80
 #define MSR_RI_FELL 0x04
 
 /* Guest-visible state. */
@@ -326,8 +326,8 @@ static void write_ier(struct uart_regs *r, uint8_t value)
 /* Turning the FIFO on or off empties it (data sheet, 8.6.4). */
 static void write_fcr(struct uart_regs *r, uint8_t value)
 {
-	if ((value ^ r->fcr) & FCR_ENABLE || (value & (FCR_ENABLE | FCR_CLEAR_RX)) ==
-						     (FCR_ENABLE | FCR_CLEAR_RX))
+	if ((value ^ r->fcr) & FCR_ENABLE ||
+	    (value & (FCR_ENABLE | FCR_CLEAR_RX)) == (FCR_ENABLE | FCR_CLEAR_RX))
 		drop_rx(r, r->rx_len);
 	r->fcr = value & FCR_ENABLE ? value & FCR_KEEP : 0;
 }

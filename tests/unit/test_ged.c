@@ -156,7 +156,8 @@ static void test_state(void **state)
 
 	setup((void **)&y);
 	assert_int_equal(state_load(y->d->parts[0].desc, y->d->parts[0].regs, y->d, buf.data,
-				    buf.len, &err), 0);
+				    buf.len, &err),
+			 0);
 	y->d->ops->resume(y->d);
 	assert_int_equal(fake_wiring_deliver(&y->fw), 1);
 	assert_int_equal(rd(y, GED_REG_EVENT, 4), GED_EVENT_POWER_BUTTON);

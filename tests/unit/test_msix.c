@@ -6,8 +6,8 @@
 
 #include "devices/pci.h"
 
-#define VECTORS 5
-#define ADDR(v) (0xfee00000ull + ((uint64_t)(v) << 12))
+#define VECTORS  5
+#define ADDR(v)  (0xfee00000ull + ((uint64_t)(v) << 12))
 #define ENABLE   0x8000
 #define MASK_ALL 0x4000
 
@@ -211,8 +211,8 @@ static void test_widths(void **state)
 static void test_past_the_end(void **state)
 {
 	struct fixture *x = *state;
-	static const uint64_t offs[] = { 16 * VECTORS, 16 * PCI_MSIX_MAX, 0xff0, 0xfffffff0,
-					 UINT64_MAX - 7, UINT64_MAX - 3 };
+	static const uint64_t offs[] = { 16 * VECTORS, 16 * PCI_MSIX_MAX, 0xff0,
+					 0xfffffff0,   UINT64_MAX - 7,    UINT64_MAX - 3 };
 	struct pci_msix_regs before = x->f.msix;
 
 	for (unsigned i = 0; i < sizeof(offs) / sizeof(offs[0]); i++) {
@@ -273,7 +273,8 @@ static void test_storm(void **state)
 			pba(x, (seed >> 8) % 32, 8);
 			break;
 		default:
-			pci_msix_table_write(&x->f, (seed >> 8) % 128, &value, 4 << (seed >> 20 & 1));
+			pci_msix_table_write(&x->f, (seed >> 8) % 128, &value,
+					     4 << (seed >> 20 & 1));
 			break;
 		}
 		fake_wiring_deliver(&x->fw);

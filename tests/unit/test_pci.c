@@ -302,7 +302,7 @@ static void test_bar_sizing(void **state)
 	assert_int_equal(rd(m, 1, 0x10, 4), 0x4); /* 64-bit memory, not prefetchable */
 	wr(m, 1, 0x10, 0xffffffff, 4);
 	wr(m, 1, 0x14, 0xffffffff, 4);
-	assert_int_equal(rd(m, 1, 0x10, 4), (uint32_t)~(BAR_SIZE - 1) | 4);
+	assert_int_equal(rd(m, 1, 0x10, 4), (uint32_t) ~(BAR_SIZE - 1) | 4);
 	assert_int_equal(rd(m, 1, 0x14, 4), 0xffffffff);
 	wr(m, 1, 0x18, 0xffffffff, 4); /* not there */
 	assert_int_equal(rd(m, 1, 0x18, 4), 0);
@@ -500,9 +500,12 @@ static void test_state_moves_bars(void **state)
 /* Hostile bytes: a pointer into nowhere, a BAR of another size, another device. */
 static void test_state_refused(void **state)
 {
-	static const struct { unsigned at; uint8_t value; } bad[] = {
-		{ 0x00, 0xf5 }, { 0x10, 0x14 }, { 0x34, 0xff }, { 0x41, 0x40 }, { 0x5f, 0x11 },
-		{ 0x18, 0x01 }, { 0x04, 0x01 }, { 0x06, 0x00 },
+	static const struct {
+		unsigned at;
+		uint8_t value;
+	} bad[] = {
+		{ 0x00, 0xf5 }, { 0x10, 0x14 }, { 0x34, 0xff }, { 0x41, 0x40 },
+		{ 0x5f, 0x11 }, { 0x18, 0x01 }, { 0x04, 0x01 }, { 0x06, 0x00 },
 	};
 	struct machine *m = *state;
 	struct gadget *g = &m->g[0];

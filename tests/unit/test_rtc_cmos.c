@@ -131,8 +131,11 @@ static void test_leap_day(void **state)
 
 static void test_formats(void **state)
 {
-	static const struct { int hour; uint8_t bcd, binary; } h[] = {
-		{ 0, 0x12, 12 }, { 9, 0x09, 9 }, { 11, 0x11, 11 },
+	static const struct {
+		int hour;
+		uint8_t bcd, binary;
+	} h[] = {
+		{ 0, 0x12, 12 },    { 9, 0x09, 9 },     { 11, 0x11, 11 },
 		{ 12, 0x92, 0x8c }, { 13, 0x81, 0x81 }, { 23, 0x91, 0x8b },
 	};
 	struct fixture *x = *state;
@@ -209,9 +212,11 @@ static void test_set_running(void **state)
 
 static void test_set_nonsense(void **state)
 {
-	static const struct { uint8_t index, value; } bad[] = {
-		{ MONTH, 0x13 }, { MONTH, 0x00 }, { DAY, 0x32 }, { DAY, 0x00 }, { HOUR, 0x24 },
-		{ MIN, 0x60 }, { SEC, 0x5a }, { YEAR, 0xff }, { CENTURY, 0xaa },
+	static const struct {
+		uint8_t index, value;
+	} bad[] = {
+		{ MONTH, 0x13 }, { MONTH, 0x00 }, { DAY, 0x32 },  { DAY, 0x00 },     { HOUR, 0x24 },
+		{ MIN, 0x60 },   { SEC, 0x5a },   { YEAR, 0xff }, { CENTURY, 0xaa },
 	};
 	struct fixture *x = *state;
 
@@ -306,7 +311,8 @@ static void test_state(void **state)
 	setup((void **)&y);
 	y->now += 86400 * NS;
 	assert_int_equal(state_load(y->d->parts[0].desc, y->d->parts[0].regs, y->d, buf.data,
-				    buf.len, &err), 0);
+				    buf.len, &err),
+			 0);
 	y->d->ops->resume(y->d);
 	expect(y, 0x20, 0x24, 0x03, 0x02, 0x00, 0x59, 0x58);
 	assert_int_equal(rd(y, 0x7f), 0x42);
@@ -357,7 +363,8 @@ static void test_wall_clock(void **state)
 	clock_gettime(CLOCK_REALTIME, &before); /* time() may lag behind it */
 	wr(&x, B, 0x86); /* binary, and held so that the registers belong together */
 	shown = (time_t)(utc(rd(&x, CENTURY) * 100 + rd(&x, YEAR), rd(&x, MONTH), rd(&x, DAY),
-			     rd(&x, HOUR), rd(&x, MIN), rd(&x, SEC)) / NS);
+			     rd(&x, HOUR), rd(&x, MIN), rd(&x, SEC)) /
+			 NS);
 	clock_gettime(CLOCK_REALTIME, &after);
 	assert_in_range(shown, before.tv_sec, after.tv_sec);
 	x.d->ops->free(x.d);

@@ -59,8 +59,13 @@ static void wr(struct bus *b, uint64_t at, uint64_t v, unsigned len)
 
 static void test_exit(void **state)
 {
-	static const struct { uint32_t value; unsigned len; int status; } e[] = {
-		{ 0, 4, 1 }, { 1, 1, 3 }, { 0x10, 2, 0x21 }, { 0xff, 4, 0xff }, { 0x12345600, 4, 1 },
+	static const struct {
+		uint32_t value;
+		unsigned len;
+		int status;
+	} e[] = {
+		{ 0, 4, 1 },       { 1, 1, 3 },          { 0x10, 2, 0x21 },
+		{ 0xff, 4, 0xff }, { 0x12345600, 4, 1 },
 	};
 	struct fixture *x = *state;
 
