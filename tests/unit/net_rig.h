@@ -7,6 +7,7 @@
 #define TESTS_UNIT_NET_RIG_H
 
 #include <fcntl.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -27,6 +28,15 @@
 #define RIG_BUFFERS 0x400000u /* where tests put their buffers; rings lie below */
 #define RIG_QUEUES  5
 
+/* features */
+#define ALL       (~0ull)
+#define PLAIN     (~(NET_F(MRG_RXBUF) | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC))
+#define NO_EVENTS (~VIRTIO_F_EVENT_IDX)
+
+#define NEEDS_RESET(r) (virtio_get_status((r)->v) & VIRTIO_STATUS_NEEDS_RESET)
+
+static uint8_t expected[NET_FRAME_MAX], got[NET_FRAME_MAX];
+
 /* A network interface of the test's: a socket pair, so that waiting can be tested. */
 struct test_if {
 	struct netif n;
@@ -44,6 +54,7 @@ struct rig {
 	struct test_if *tif[2];
 	struct vd_queue q[RIG_QUEUES];
 	unsigned signals[RIG_QUEUES], config_signals;
+	sem_t signalled; /* posted with each, for tests with threads */
 };
 
 static inline uint8_t *rig_at(struct rig *r, gpa_t at)
@@ -55,7 +66,10 @@ static inline uint8_t *rig_at(struct rig *r, gpa_t at)
 
 static inline void rig_signal_queue(struct virtio *v, unsigned q)
 {
-	((struct rig *)v->transport_data)->signals[q]++;
+	struct rig *r = v->transport_data;
+
+	r->signals[q]++;
+	sem_post(&r->signalled);
 }
 
 static inline void rig_signal_config(struct virtio *v)
@@ -155,6 +169,7 @@ static inline struct rig *rig_new(enum rig_far far, unsigned pairs, uint16_t que
 
 	assert_non_null(r);
 	vd_ram_init(&r->ram, RIG_RAM);
+	sem_init(&r->signalled, 0, 0);
 	r->loop = loop_new(&err);
 	memcpy(o.mac, rig_mac, 6);
 	for (unsigned i = 0; i < pairs; i++) {
@@ -185,6 +200,7 @@ static inline void rig_free(struct rig *r)
 			r->far[i]->ops->free(r->far[i]);
 	loop_free(r->loop);
 	vd_ram_fini(&r->ram);
+	sem_destroy(&r->signalled);
 	free(r);
 }
 
@@ -306,6 +322,49 @@ static inline uint64_t rig_stat(struct rig *r, const char *key)
 	r->v->dev.ops->stats(&r->v->dev, rig_put_stat, &s);
 	assert_true(s.found);
 	return s.value;
+}
+
+/* ---- frames there and back ---- */
+
+static inline void send_from_guest(struct rig *r, unsigned q, size_t len, uint8_t tag)
+{
+	struct vd_seg s[2] = { { RIG_BUFFERS, NET_VNET_HDR_LEN, false },
+			       { RIG_BUFFERS + NET_VNET_HDR_LEN, (uint32_t)len, false } };
+
+	rig_make(rig_at(r, RIG_BUFFERS), len, tag);
+	rig_add(r, q, s, 2);
+}
+
+static inline void assert_sent(struct rig *r, unsigned pair, size_t len, uint8_t tag)
+{
+	rig_make(expected, len, tag);
+	assert_int_equal(rig_far_receive(r, pair, got), NET_VNET_HDR_LEN + len);
+	assert_memory_equal(got + NET_VNET_HDR_LEN, expected + NET_VNET_HDR_LEN, len);
+}
+
+/*
+ * The frame that used entries from here on make up is (@len, @tag), in buffers of @size laid out
+ * from @at in the order they were added. Returns how many buffers it took.
+ */
+static inline unsigned assert_received(struct rig *r, unsigned q, uint32_t at, uint32_t size,
+				       size_t len, uint8_t tag)
+{
+	size_t total = NET_VNET_HDR_LEN + len, have = 0;
+	unsigned want = (unsigned)((total + size - 1) / size);
+
+	for (unsigned i = 0; i < want; i++) {
+		uint32_t part = total - have < size ? (uint32_t)(total - have) : size, written;
+
+		assert_true(rig_used(r, q, &written));
+		assert_int_equal(written, part);
+		memcpy(got + have, rig_at(r, at + size * i), part);
+		have += part;
+	}
+	rig_make(expected, len, tag);
+	expected[10] = (uint8_t)want;
+	expected[11] = (uint8_t)(want >> 8);
+	assert_memory_equal(got, expected, total);
+	return want;
 }
 
 #endif

@@ -413,6 +413,97 @@ static void test_offloads(void **state)
 	n->ops->free(n);
 }
 
+/* Send a TCP segment of @len bytes for the kernel to cut, as a host's stack would. */
+static void send_tso(const char *name, uint16_t len)
+{
+	static uint8_t f[65000];
+	struct virtio_net_hdr h = { .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM,
+				    .gso_type = VIRTIO_NET_HDR_GSO_TCPV4,
+				    .hdr_len = 54,
+				    .gso_size = 1000,
+				    .csum_start = 34,
+				    .csum_offset = 16 };
+	struct iovec iov[2] = { { &h, sizeof(h) }, { f, 54u + len } };
+	uint16_t total = htons((uint16_t)(40 + len));
+	uint32_t sum = 0;
+	struct net_link l;
+	int one = 1;
+
+	memset(f, 0xab, sizeof(f));
+	memcpy(f, "\xff\xff\xff\xff\xff\xff\x02\0\0\0\0\1\x08\0", 14);
+	memcpy(f + 14, "\x45\0\0\0\0\0\0\0\x40\6\0\0\xc0\0\2\1\xc0\0\2\2", 20);
+	memcpy(f + 16, &total, 2);
+	for (int i = 14; i < 34; i += 2)
+		sum += (uint32_t)f[i] << 8 | f[i + 1];
+	sum = (sum & 0xffff) + (sum >> 16);
+	f[24] = (uint8_t)(~sum >> 8);
+	f[25] = (uint8_t)~sum;
+	memcpy(f + 34, "\x10\0\x20\0\0\0\0\1\0\0\0\1\x50\x10\x10\0\0\0\0\0", 20);
+
+	cleanup_fd int s = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+
+	assert_int_equal(setsockopt(s, SOL_PACKET, PACKET_VNET_HDR, &one, sizeof(one)), 0);
+	assert_true(link_get(name, &l));
+	struct sockaddr_ll to = { .sll_family = AF_PACKET,
+				  .sll_protocol = htons(ETH_P_IP),
+				  .sll_ifindex = l.index,
+				  .sll_halen = 6 };
+	struct msghdr m = {
+		.msg_name = &to, .msg_namelen = sizeof(to), .msg_iov = iov, .msg_iovlen = 2
+	};
+
+	assert_int_equal(sendmsg(s, &m, 0), sizeof(h) + iov[1].iov_len);
+}
+
+/* The next TCP frame's length with its header; the kernel's own frames are passed over. */
+static ssize_t receive_tcp(struct netif *n, uint8_t *buf, size_t len)
+{
+	struct iovec iov = { buf, len };
+
+	for (;;) {
+		ssize_t got = n->ops->receive(n, &iov, 1);
+
+		if (got == -EAGAIN) {
+			struct pollfd p = { .fd = n->fd, .events = POLLIN };
+
+			assert_int_equal(poll(&p, 1, 10000), 1);
+		} else if (got < 0 || !memcmp(buf + NET_VNET_HDR_LEN + 12, "\x08\0\x45", 3)) {
+			return got;
+		}
+	}
+}
+
+/* A large segment comes whole only to a guest that agreed to it. */
+static void test_segmentation(void **state)
+{
+	struct net_tap_options o = { .name = "tt20", .fd = -1, .create = true, .pairs = 1 };
+	static uint8_t buf[NET_FRAME_MAX];
+	struct virtio_net_hdr_v1 h;
+	struct err err = { 0 };
+	struct netif *n;
+
+	NEED_TAPS();
+	assert_int_equal(net_tap_open(&o, &n, &err), 0);
+	send_tso("tt20", 10000);
+	for (int i = 0; i < 10; i++) {
+		assert_int_equal(receive_tcp(n, buf, sizeof(buf)), NET_VNET_HDR_LEN + 54 + 1000);
+		memcpy(&h, buf, sizeof(h));
+		assert_int_equal(h.gso_type, VIRTIO_NET_HDR_GSO_NONE);
+		assert_int_equal(h.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM, 0);
+	}
+	assert_int_equal(n->ops->set_offload(n, NET_OFFLOAD_CSUM | NET_OFFLOAD_TSO4), 0);
+	send_tso("tt20", 60000);
+	assert_int_equal(receive_tcp(n, buf, sizeof(buf)), NET_VNET_HDR_LEN + 54 + 60000);
+	memcpy(&h, buf, sizeof(h));
+	assert_int_equal(h.gso_type, VIRTIO_NET_HDR_GSO_TCPV4);
+	assert_int_equal(h.gso_size, 1000);
+	assert_int_equal(h.flags, VIRTIO_NET_HDR_F_NEEDS_CSUM);
+	assert_int_equal(n->ops->set_offload(n, 0), 0);
+	send_tso("tt20", 2000);
+	assert_int_equal(receive_tcp(n, buf, sizeof(buf)), NET_VNET_HDR_LEN + 54 + 1000);
+	n->ops->free(n);
+}
+
 static void test_multiqueue(void **state)
 {
 	struct net_tap_options o = { .name = "tt13", .fd = -1, .create = true, .pairs = 4 };
@@ -564,6 +655,7 @@ int main(void)
 		cmocka_unit_test(test_frames),
 		cmocka_unit_test(test_would_block),
 		cmocka_unit_test(test_offloads),
+		cmocka_unit_test(test_segmentation),
 		cmocka_unit_test(test_multiqueue),
 		cmocka_unit_test(test_inherited),
 		cmocka_unit_test(test_not_a_tap),
