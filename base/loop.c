@@ -137,22 +137,50 @@ static void run_call(struct loop *l, struct call *c)
 	pthread_mutex_unlock(&l->lock);
 }
 
-/* What is queued now; what these queue in turn is for the next round, so that watches get theirs. */
-static int run_queue(struct loop *l)
+static size_t queued(struct loop *l)
 {
-	int count = 0;
+	size_t n = 0;
 
-	event_clear(&l->wake);
+	pthread_mutex_lock(&l->lock);
+	for (const struct call *c = l->first; c; c = c->next)
+		n++;
+	pthread_mutex_unlock(&l->lock);
+	return n;
+}
+
+/* The first of the queue; the wake-up goes with the last. */
+static struct call *take(struct loop *l)
+{
 	pthread_mutex_lock(&l->lock);
 	struct call *c = l->first;
 
-	l->first = NULL;
-	l->last = &l->first;
-	pthread_mutex_unlock(&l->lock);
-	for (struct call *next; c; c = next, count++) {
-		next = c->next; /* a waiter's call is gone once it is done */
-		run_call(l, c);
+	if (c)
+		l->first = c->next;
+	if (!l->first) {
+		l->last = &l->first;
+		event_clear(&l->wake);
 	}
+	pthread_mutex_unlock(&l->lock);
+	return c;
+}
+
+/*
+ * What is queued now; what these queue in turn is for the next round, so that watches get theirs. One
+ * at a time: a call that polls the loop, waiting for one behind it, must find that one in the queue.
+ */
+static int run_queue(struct loop *l)
+{
+	size_t n = queued(l) ?: 1; /* none: loop_stop() woke us, and that is to be consumed */
+	int count = 0;
+
+	do {
+		struct call *c = take(l);
+
+		if (!c)
+			break;
+		run_call(l, c);
+		count++;
+	} while (--n);
 	return count;
 }
 
