@@ -79,6 +79,7 @@ enum boot_flat_mode { BOOT_FLAT_NONE = 0, BOOT_FLAT_16 = 16, BOOT_FLAT_32 = 32, 
 struct boot_files {
 	const char *kernel;
 	const char *initrd;       /* NULL: none */
+	const char *format;	  /* "bzImage", "PVH", "multiboot": nothing else; NULL: find out */
 	enum boot_flat_mode flat; /* not NONE: @kernel is raw code, whatever it looks like */
 	gpa_t flat_addr;          /* loaded and entered here */
 };

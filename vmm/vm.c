@@ -298,12 +298,28 @@ static enum boot_flat_mode flat_mode(enum config_kernel_type t)
 	}
 }
 
+/* The loader's name for what the user says the kernel is; NULL: the file tells. */
+static const char *kernel_format(enum config_kernel_type t)
+{
+	switch (t) {
+	case CONFIG_KERNEL_BZIMAGE:
+		return "bzImage";
+	case CONFIG_KERNEL_PVH:
+		return "PVH";
+	case CONFIG_KERNEL_MULTIBOOT:
+		return "multiboot";
+	default:
+		return NULL;
+	}
+}
+
 static int open_kernel(struct vm *vm, struct err *err)
 {
 	const struct config *c = vm->config;
 	struct boot_files files = {
 		.kernel = c->kernel,
 		.initrd = c->initrd,
+		.format = kernel_format(c->kernel_type),
 		.flat = flat_mode(c->kernel_type),
 		.flat_addr = config_load_address(c),
 	};

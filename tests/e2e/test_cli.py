@@ -120,6 +120,14 @@ def test_kernel_files(tmp_path, kernel):
             tmp_path / "absent")
 
 
+def test_kernel_type(tmp_path, kernel):
+    refused(HOST, "kernel .* is .*, not bzImage as --kernel-type says", "--kernel", kernel,
+            "--kernel-type", "bzimage")
+    flat = guest("flat32.bin")
+    refused(HOST, "kernel .* is .*, not multiboot as --kernel-type says", "--kernel", flat,
+            "--kernel-type", "multiboot")
+
+
 def test_disk_files(tmp_path, kernel):
     small = tmp_path / "small"
     small.write_bytes(bytes(100))

@@ -82,6 +82,8 @@ static int identify(struct boot *b, const struct boot_files *files, struct err *
 		return r < 0 ? r : 0;
 	}
 	for (i = 0; i < sizeof(formats) / sizeof(formats[0]); i++) {
+		if (files->format && strcmp(files->format, formats[i]->name))
+			continue;
 		r = formats[i]->probe(b, err);
 		if (r < 0)
 			return r;
@@ -90,6 +92,11 @@ static int identify(struct boot *b, const struct boot_files *files, struct err *
 			return 0;
 		}
 	}
+	if (files->format)
+		return err_set(err, -EINVAL, "kernel %s is %s, not %s as --kernel-type says",
+			       b->kernel_name,
+			       boot_sniff(b->head, b->head_len, found, sizeof(found)),
+			       files->format);
 	return err_set(err, -EINVAL,
 		       "kernel %s is %s; give a Linux bzImage, an ELF kernel with a PVH note or a "
 		       "multiboot kernel",

@@ -30,7 +30,6 @@ struct feature {
 
 static const struct feature features[] = {
 	{ 1, 0, CPU_EDX, 0, 1, "fpu" },
-	{ 1, 0, CPU_EDX, 1, 1, "vme" },
 	{ 1, 0, CPU_EDX, 2, 1, "de" },
 	{ 1, 0, CPU_EDX, 3, 1, "pse" },
 	{ 1, 0, CPU_EDX, 4, 1, "tsc" },
