@@ -147,6 +147,39 @@ void arch_vcpu_describe(int vcpu_fd, char *buf, size_t len);
 /* Registers of the boot vCPU as the boot protocol wants them. After boot_load(). */
 int arch_vcpu_set_entry(int vcpu_fd, const struct boot *b, struct err *err);
 
+/* ---- state, to bytes and back (base/state.h) ---- */
+
+struct state_buf;
+struct state_desc;
+
+/*
+ * What the guest has seen of its processor, and the processor made from it again: -EINVAL naming what
+ * this host lacks. The bytes may be hostile.
+ */
+int arch_cpu_save(const struct arch_cpu *c, struct state_buf *out, struct err *err);
+struct arch_cpu *arch_cpu_load(int kvm_fd, unsigned ncpus, const void *data, size_t len,
+			       struct err *err);
+
+/* The vCPU's registers. It is parked; loading comes after arch_vcpu_init() and the clock. */
+int arch_vcpu_save(int vcpu_fd, const struct arch_cpu *c, struct state_buf *out, struct err *err);
+int arch_vcpu_load(int vcpu_fd, const struct arch_cpu *c, unsigned index, uint64_t elapsed_ns,
+		   const void *data, size_t len, struct err *err);
+
+/* Interrupt controllers and timer in the kernel. */
+int arch_chips_save(int vm_fd, struct state_buf *out, struct err *err);
+int arch_chips_load(int vm_fd, const void *data, size_t len, struct err *err);
+
+/*
+ * The guest's clock. @ran: it went on since it was saved, by the host's real time; *@elapsed_ns is how
+ * far, for arch_vcpu_load(), else 0.
+ */
+int arch_clock_save(int vm_fd, struct state_buf *out, struct err *err);
+int arch_clock_load(int vm_fd, bool ran, const void *data, size_t len, uint64_t *elapsed_ns,
+		    struct err *err);
+
+/* Every table of this architecture, ended by NULL: for inspection, docs and tests. */
+const struct state_desc *const *arch_state_tables(void);
+
 /* ---- trying the host out (coracle check-host) ---- */
 
 enum arch_host_kind {

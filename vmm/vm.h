@@ -25,6 +25,7 @@
 #include "vmm/kvm.h"
 #include "vmm/notify.h"
 #include "vmm/vcpu.h"
+#include "vmm/vm_state.h"
 
 #define VM_DEVICES_MAX 80
 
@@ -91,6 +92,26 @@ struct vm *vm_new(const struct config *c, struct loop *main_loop, vm_event_fn on
 void vm_free(struct vm *vm); /* stops what runs */
 
 int vm_start(struct vm *vm, struct err *err); /* power on; paused if so configured */
+
+/*
+ * A machine to load a state into: the processor is what the guest has seen (@h). @memory_fd: a
+ * snapshot's RAM, mapped copy-on-write and borrowed; -1: RAM starts as zeroes. A kernel file that is
+ * not there any more is only a warning: a reset then ends the machine. Refuses by name what the host
+ * cannot do.
+ */
+struct vm *vm_new_from(const struct config *c, const struct vm_header *h, int memory_fd,
+		       struct loop *main_loop, vm_event_fn on_event, void *opaque,
+		       struct err *err);
+
+/*
+ * Instead of vm_start(): the KVM VM and its vCPUs, nothing loaded. Receivers of a migration call it
+ * early, for what it refuses and for the time it takes; vm_start_loaded() does it if nobody did.
+ */
+int vm_prepare(struct vm *vm, struct err *err);
+
+/* Load the rest of @state (vm_state.h), then run, or stand still until vm_resume(). */
+int vm_start_loaded(struct vm *vm, struct stream *state, enum vm_clock clock, bool paused,
+		    struct err *err);
 void vm_pause(struct vm *vm);
 void vm_resume(struct vm *vm);
 int vm_reset(struct vm *vm, struct err *err);
