@@ -62,6 +62,9 @@ int stream_putv(struct stream *s, uint16_t type, uint16_t flags, const char *nam
 int stream_get(struct stream *s, struct stream_section *out, struct err *err);
 int stream_read(struct stream *s, void *to, size_t len, struct err *err);
 
+/* Names of the types for messages (NULL: unknown, then it is the number). */
+void stream_name_types(struct stream *s, const char *(*name)(unsigned type));
+
 uint64_t stream_bytes(const struct stream *s); /* read or written so far */
 
 #endif

@@ -25,8 +25,8 @@
 struct vm;
 
 struct machine_desc {
-	struct config config;                  /* owned */
-	uint64_t disk_size[CONFIG_DISKS_MAX];  /* bytes, by config.disks' index */
+	struct config config;                 /* owned */
+	uint64_t disk_size[CONFIG_DISKS_MAX]; /* bytes, by config.disks' index */
 };
 
 /* The description of @vm as JSON text. malloc'd; NULL on error. */
@@ -61,8 +61,7 @@ int machine_overrides_take(struct machine_overrides *o, int argc, char **argv, i
 			   struct err *err);
 
 /* Apply them all. -EINVAL: no such device (lists those there are), or a key that cannot change. */
-int machine_desc_apply(struct machine_desc *d, const struct machine_overrides *o,
-		       struct err *err);
+int machine_desc_apply(struct machine_desc *d, const struct machine_overrides *o, struct err *err);
 
 /* "--disk id=NAME,..." and so on, for a command's --help. */
 void machine_overrides_help(FILE *f);

@@ -13,17 +13,17 @@
 #define VMM_SECTIONS_H
 
 enum section_type {
-	SECTION_HEADER = 1,    /* table "header" */
-	SECTION_MACHINE = 2,   /* JSON: machine_desc.h */
-	SECTION_CPU = 3,       /* table "cpuid": what the guest's first processor has seen */
-	SECTION_RAM_ZERO = 16, /* migrate */
-	SECTION_RAM_DATA = 17, /* migrate; bulk */
+	SECTION_HEADER = 1,     /* table "header" */
+	SECTION_MACHINE = 2,    /* JSON: machine_desc.h */
+	SECTION_CPU = 3,        /* table "cpuid": what the guest's first processor has seen */
+	SECTION_RAM_ZERO = 16,  /* migrate */
+	SECTION_RAM_DATA = 17,  /* migrate; bulk */
 	SECTION_ROUND_END = 18, /* migrate */
-	SECTION_CLOCK = 32,    /* table "clock" */
-	SECTION_CHIPS = 33,    /* table "chips": the interrupt controllers and timer in KVM */
-	SECTION_DEVICE = 34,   /* named as the device: type and parts, see vm_state.c */
-	SECTION_VCPU = 35,     /* named by its number: table "vcpu" */
-	SECTION_END = 36,      /* table "end" */
+	SECTION_CLOCK = 32,     /* table "clock" */
+	SECTION_CHIPS = 33,     /* table "chips": the interrupt controllers and timer in KVM */
+	SECTION_DEVICE = 34,    /* named as the device: type and parts, see vm_state.c */
+	SECTION_VCPU = 35,      /* named by its number: table "vcpu" */
+	SECTION_END = 36,       /* table "end" */
 };
 
 /* "a device's state", for messages; "section 99" is what the caller says of an unknown one: NULL. */

@@ -20,9 +20,9 @@ struct vm;
 
 struct vm_header {
 	uint32_t version;
-	uint64_t ram;     /* bytes */
-	char *machine;    /* JSON (machine_desc.h), NUL-terminated; owned */
-	uint8_t *cpu;     /* what the guest has seen of its processor; owned, for arch_cpu_load() */
+	uint64_t ram;  /* bytes */
+	char *machine; /* JSON (machine_desc.h), NUL-terminated; owned */
+	uint8_t *cpu;  /* what the guest has seen of its processor; owned, for arch_cpu_load() */
 	size_t cpu_len;
 };
 
