@@ -31,8 +31,9 @@ struct console *console_new(const char *spec, struct loop *loop, const struct co
 			continue;
 		if (k->takes_path ? *path : !spec[len])
 			return k->open(path, loop, user, err);
-		err_set(err, EINVAL, k->takes_path ? "console %s: needs a path: %s:PATH" :
-						     "console %s: %s takes nothing after it",
+		err_set(err, EINVAL,
+			k->takes_path ? "console %s: needs a path: %s:PATH" :
+					"console %s: %s takes nothing after it",
 			spec, k->name);
 		return NULL;
 	}

@@ -30,7 +30,8 @@ struct console_user {
 
 struct console_ops {
 	const char *name; /* "stdio", "file", "pty", "unix", "null" */
-	void (*write)(struct console *c, const void *data, size_t len); /* any thread; never blocks */
+	void (*write)(struct console *c, const void *data,
+		      size_t len);       /* any thread; never blocks */
 	void (*poke)(struct console *c); /* any thread: the port has room again */
 	void (*free)(struct console *c); /* flushes what it can at once; restores the terminal */
 };

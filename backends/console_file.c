@@ -50,7 +50,8 @@ static int open_file(struct console_file *f, const char *path, struct err *err)
 	struct console_end in = { .fd = -1 }, out = { .way = CONSOLE_NONBLOCK };
 	struct stat st;
 
-	out.fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
+	out.fd =
+		open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
 	if (out.fd < 0 && errno == ENXIO)
 		return err_set(err, ENXIO, "console file %s: a pipe that nobody reads", path);
 	if (out.fd < 0)

@@ -30,7 +30,8 @@ static void listen_again(struct console_unix *u)
 	int rc = loop_add(u->io.loop, &u->listen_watch, u->listener.fd, EPOLLIN, on_client);
 
 	if (rc)
-		log_err("console %s: cannot wait for clients: %s", u->io.description, strerror(-rc));
+		log_err("console %s: cannot wait for clients: %s", u->io.description,
+			strerror(-rc));
 }
 
 static void on_client(struct loop_watch *w, uint32_t events)

@@ -28,14 +28,14 @@
 
 #include "backends/terminal.h"
 
-static const int fatal[] = { SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT,
+static const int fatal[] = { SIGSEGV, SIGBUS, SIGILL,  SIGFPE, SIGABRT,
 			     SIGTERM, SIGINT, SIGQUIT, SIGHUP };
 static const int job[] = { SIGTSTP, SIGCONT };
 
-#define FAULTS	  5 /* of fatal[], those that are a crash */
-#define NFATAL	  (sizeof(fatal) / sizeof(fatal[0]))
-#define NJOB	  (sizeof(job) / sizeof(job[0]))
-#define NSIGNALS  (NFATAL + NJOB)
+#define FAULTS   5 /* of fatal[], those that are a crash */
+#define NFATAL   (sizeof(fatal) / sizeof(fatal[0]))
+#define NJOB     (sizeof(job) / sizeof(job[0]))
+#define NSIGNALS (NFATAL + NJOB)
 
 static struct {
 	_Atomic bool active;

@@ -67,17 +67,19 @@ static int remove_stale(const struct sockaddr_un *a, struct err *err)
 	if (lstat(path, &st))
 		return errno == ENOENT ? 0 : err_set_sys(err, errno, "socket %s", path);
 	if (!S_ISSOCK(st.st_mode))
-		return err_set(err, EEXIST,
-			       "socket %s: a file of that name exists and is no socket; remove it or "
-			       "choose another path",
-			       path);
+		return err_set(
+			err, EEXIST,
+			"socket %s: a file of that name exists and is no socket; remove it or "
+			"choose another path",
+			path);
 	cleanup_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
 	if (fd < 0)
 		return err_set_sys(err, errno, "cannot make a socket");
 	if (!connect(fd, (const struct sockaddr *)a, sizeof(*a)) || errno == EAGAIN)
 		return err_set(err, EADDRINUSE,
-			       "socket %s: another program listens there; choose another path", path);
+			       "socket %s: another program listens there; choose another path",
+			       path);
 	if (errno != ECONNREFUSED && errno != ENOENT)
 		return err_set_sys(err, errno, "socket %s: cannot tell whether it is in use", path);
 	if (unlink(path) && errno != ENOENT)

@@ -22,7 +22,7 @@
 #include "vmm/exit_status.h"
 
 #define TIMEOUT_DEFAULT_MS 10000
-#define NAMES_SHOWN	   400
+#define NAMES_SHOWN        400
 
 struct ctl {
 	const char *machine, *verb; /* NULL: not given */
@@ -51,7 +51,8 @@ static void print_help(void)
 	puts("usage: coracle ctl [list] [--json]\n"
 	     "       coracle ctl NAME|SOCKET VERB [--json] [--timeout SECONDS]\n"
 	     "\n"
-	     "Speak to a running machine by the name it was started with (--id), or by the path of\n"
+	     "Speak to a running machine by the name it was started with (--id), or by the path "
+	     "of\n"
 	     "its control socket. Without a name, list the machines that run.\n");
 	for (size_t i = 0; i < NVERBS; i++)
 		printf("  %-14s %s\n", verbs[i].name, verbs[i].help);
@@ -70,7 +71,8 @@ static int parse_timeout(struct ctl *c, const char *text, struct err *err)
 	double seconds = text ? strtod(text, &end) : 0;
 
 	if (!text || end == text || *end || !(seconds > 0 && seconds <= 1e6))
-		return err_set(err, EINVAL, "--timeout takes seconds, from 0.001 to 1000000, not %s",
+		return err_set(err, EINVAL,
+			       "--timeout takes seconds, from 0.001 to 1000000, not %s",
 			       text ? text : "nothing");
 	c->has_timeout = true;
 	c->timeout_ms = seconds < 0.001 ? 1 : (unsigned)(seconds * 1000);

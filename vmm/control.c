@@ -30,13 +30,13 @@
 #include "vmm/control_methods.h"
 #include "vmm/control_name.h"
 
-#define CLIENTS_MAX	 64
-#define LINE_ROOM	 (1u << 20) /* bytes of one message, without its newline */
-#define OUT_MAX		 (1u << 20)
-#define OUT_STOP	 (64u << 10)
-#define READ_PIECE	 (64u << 10)
-#define REQUESTS_A_TURN	 16
-#define FAREWELL_MS	 200 /* control_free() waits as long for slow readers, all together */
+#define CLIENTS_MAX     64
+#define LINE_ROOM       (1u << 20) /* bytes of one message, without its newline */
+#define OUT_MAX         (1u << 20)
+#define OUT_STOP        (64u << 10)
+#define READ_PIECE      (64u << 10)
+#define REQUESTS_A_TURN 16
+#define FAREWELL_MS     200 /* control_free() waits as long for slow readers, all together */
 
 struct client {
 	struct control *control;
@@ -319,9 +319,9 @@ static void on_client(struct loop_watch *w, uint32_t events)
 
 static void refuse(int fd)
 {
-	static const char text[] =
-		"{\"jsonrpc\":\"2.0\",\"error\":{\"code\":-32004,\"message\":\"too many clients: at "
-		"most 64\"},\"id\":null}\n";
+	static const char text[] = "{\"jsonrpc\":\"2.0\",\"error\":{\"code\":-32004,\"message\":"
+				   "\"too many clients: at "
+				   "most 64\"},\"id\":null}\n";
 
 	if (send(fd, text, sizeof(text) - 1, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
 		log_debug("control socket: a refused client has gone already");

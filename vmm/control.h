@@ -30,7 +30,8 @@ char *control_path_of(const char *vm_id);
  */
 struct control *control_new(const char *path, const char *vm_id, struct loop *loop,
 			    struct err *err);
-void control_serve(struct control *c, struct vm *vm); /* @vm lives longer than @c or is reset to NULL */
+void control_serve(struct control *c,
+		   struct vm *vm); /* @vm lives longer than @c or is reset to NULL */
 
 /* To every client; has the signature of vm_event_fn. @params borrowed. Main thread. */
 void control_event(void *control, const char *event, struct json_object *params);

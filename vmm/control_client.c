@@ -35,7 +35,8 @@ int control_client_open(struct control_client *c, const char *path, unsigned tim
 {
 	*c = (struct control_client){ .fd = unix_connect(path, timeout_ms, err) };
 	if (c->fd == -EAGAIN)
-		return err_set(err, ETIMEDOUT, "%s: does not take anybody in: is it stopped?", path);
+		return err_set(err, ETIMEDOUT, "%s: does not take anybody in: is it stopped?",
+			       path);
 	return c->fd < 0 ? c->fd : 0;
 }
 

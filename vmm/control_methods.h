@@ -10,9 +10,9 @@ struct vm;
 
 /* Codes of our own. */
 #define CONTROL_WRONG_STATE -32001 /* not possible in the machine's state */
-#define CONTROL_FAILED	    -32002 /* the host could not do it; the message says why */
+#define CONTROL_FAILED      -32002 /* the host could not do it; the message says why */
 #define CONTROL_UNSUPPORTED -32003 /* this machine has no such thing */
-#define CONTROL_LIMIT	    -32004 /* too many clients */
+#define CONTROL_LIMIT       -32004 /* too many clients */
 
 /* What the methods' opaque points to. */
 struct control_target {

@@ -24,9 +24,8 @@ struct control_name {
 char *control_directory(void);
 
 /* Find out the names; makes the directory. -EADDRINUSE: a machine of that name runs. */
-int control_name_take(struct control_name *n, const char *path, const char *vm_id,
-		      struct err *err);
+int control_name_take(struct control_name *n, const char *path, const char *vm_id, struct err *err);
 int control_name_link(struct control_name *n, struct err *err); /* once the socket is there */
-void control_name_release(struct control_name *n);               /* removes our link */
+void control_name_release(struct control_name *n);              /* removes our link */
 
 #endif

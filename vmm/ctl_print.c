@@ -72,8 +72,8 @@ static void print_devices(FILE *f, struct json_object *all)
 		struct json_object *d = json_object_array_get_idx(all, i);
 
 		fprintf(f, "%-10s %-20s %s\n", i ? "" : "devices",
-		       text_of(get(d, "name"), name, sizeof(name)),
-		       text_of(get(d, "type"), type, sizeof(type)));
+			text_of(get(d, "name"), name, sizeof(name)),
+			text_of(get(d, "type"), type, sizeof(type)));
 	}
 }
 
@@ -91,8 +91,9 @@ void ctl_print_info(FILE *f, struct json_object *o)
 	fprintf(f, "%-10s %" PRIu64 " MiB\n", "memory", number_of(o, "memory") >> 20);
 	row(f, "transport", get(o, "transport"));
 	if (kernel)
-		fprintf(f, "%-10s %s (%s)\n", "kernel", text_of(get(kernel, "path"), buf, sizeof(buf)),
-		       text_of(get(kernel, "format"), format, sizeof(format)));
+		fprintf(f, "%-10s %s (%s)\n", "kernel",
+			text_of(get(kernel, "path"), buf, sizeof(buf)),
+			text_of(get(kernel, "format"), format, sizeof(format)));
 	row(f, "console", get(o, "console"));
 	row(f, "resets", get(o, "resets"));
 	print_devices(f, get(o, "devices"));
@@ -109,8 +110,10 @@ static void print_device_stats(FILE *f, struct json_object *devices)
 		if (!json_object_is_type(counters, json_type_object))
 			continue;
 		json_object_object_foreach (counters, key, value) {
-			fprintf(f, "%-20s %-24s %20" PRIu64 "\n", clean(name, device, sizeof(device)),
-			       clean(key, counter, sizeof(counter)), json_object_get_uint64(value));
+			fprintf(f, "%-20s %-24s %20" PRIu64 "\n",
+				clean(name, device, sizeof(device)),
+				clean(key, counter, sizeof(counter)),
+				json_object_get_uint64(value));
 		}
 	}
 }
@@ -123,18 +126,19 @@ void ctl_print_stats(FILE *f, struct json_object *o)
 	fprintf(f, "%-10s %s\n", "uptime", duration(number_of(o, "uptime-ms"), buf, sizeof(buf)));
 	if (get(process, "rss"))
 		fprintf(f, "%-10s %.1f MiB\n", "resident",
-		       (double)number_of(process, "rss") / (1 << 20));
+			(double)number_of(process, "rss") / (1 << 20));
 	fprintf(f, "%-10s user %.2f s, system %.2f s\n", "CPU time",
-	       (double)number_of(process, "user-us") / 1e6,
-	       (double)number_of(process, "system-us") / 1e6);
+		(double)number_of(process, "user-us") / 1e6,
+		(double)number_of(process, "system-us") / 1e6);
 	if (json_object_is_type(vcpus, json_type_array)) {
 		fprintf(f, "\n%-6s %14s %14s %14s %14s\n", "VCPU", "EXITS", "PIO", "MMIO", "OTHER");
 		for (size_t i = 0; i < json_object_array_length(vcpus); i++) {
 			struct json_object *v = json_object_array_get_idx(vcpus, i);
 
-			fprintf(f, "%-6zu %14" PRIu64 " %14" PRIu64 " %14" PRIu64 " %14" PRIu64 "\n", i,
-			       number_of(v, "exits"), number_of(v, "pio"), number_of(v, "mmio"),
-			       number_of(v, "other"));
+			fprintf(f,
+				"%-6zu %14" PRIu64 " %14" PRIu64 " %14" PRIu64 " %14" PRIu64 "\n",
+				i, number_of(v, "exits"), number_of(v, "pio"), number_of(v, "mmio"),
+				number_of(v, "other"));
 		}
 	}
 	print_device_stats(f, get(o, "devices"));
@@ -145,16 +149,16 @@ void ctl_print_list(FILE *f, struct json_object *infos)
 	char name[80], state[20], pid[20], up[40];
 
 	fprintf(f, "%-20s %-10s %10s %6s %12s  %s\n", "NAME", "STATE", "PID", "VCPUS", "MEMORY",
-	       "UPTIME");
+		"UPTIME");
 	for (size_t i = 0; i < json_object_array_length(infos); i++) {
 		struct json_object *o = json_object_array_get_idx(infos, i);
 
 		text_of(get(o, "id"), name, sizeof(name));
 		text_of(get(o, "state"), state, sizeof(state));
 		fprintf(f, "%-20s %-10s %10s %6" PRIu64 " %8" PRIu64 " MiB  %s\n", name, state,
-		       text_of(get(o, "pid"), pid, sizeof(pid)), number_of(o, "cpus"),
-		       number_of(o, "memory") >> 20,
-		       duration(number_of(o, "uptime-ms"), up, sizeof(up)));
+			text_of(get(o, "pid"), pid, sizeof(pid)), number_of(o, "cpus"),
+			number_of(o, "memory") >> 20,
+			duration(number_of(o, "uptime-ms"), up, sizeof(up)));
 	}
 }
 
@@ -163,7 +167,7 @@ void ctl_print_state(FILE *f, const char *machine, struct json_object *result)
 	char name[128], state[64];
 
 	fprintf(f, "%s: %s\n", clean(machine, name, sizeof(name)),
-	       text_of(get(result, "state"), state, sizeof(state)));
+		text_of(get(result, "state"), state, sizeof(state)));
 }
 
 void ctl_print_event(FILE *f, struct json_object *o)
@@ -175,7 +179,7 @@ void ctl_print_event(FILE *f, struct json_object *o)
 	if (json_object_is_type(params, json_type_object)) {
 		json_object_object_foreach (params, key, value) {
 			fprintf(f, " %s=%s", clean(key, word, sizeof(word)),
-			       text_of(value, buf, sizeof(buf)));
+				text_of(value, buf, sizeof(buf)));
 		}
 	}
 	fputc('\n', f);

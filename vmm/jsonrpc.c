@@ -31,7 +31,7 @@ static void free_tokener(json_tokener **t)
 		json_tokener_free(*t);
 }
 
-#define cleanup_json	__attribute__((cleanup(put_object)))
+#define cleanup_json    __attribute__((cleanup(put_object)))
 #define cleanup_tokener __attribute__((cleanup(free_tokener)))
 
 /* ---- text ---- */
@@ -53,7 +53,7 @@ static unsigned utf8_sequence(const unsigned char *s)
 	bool surrogate = c >= 0xd800 && c < 0xe000;
 
 	return surrogate || (n == 3 && c < 0x800) || (n == 4 && c < 0x10000) || c > 0x10ffff ? 0 :
-												n;
+											       n;
 }
 
 static bool is_utf8(const char *text)
@@ -188,7 +188,8 @@ static bool string_is(json_object *o, const char *text)
 }
 
 /* What is wrong with @o as a request, or NULL. */
-static const char *invalid(json_object *o, json_object *method, json_object *params, bool has_params)
+static const char *invalid(json_object *o, json_object *method, json_object *params,
+			   bool has_params)
 {
 	if (!string_is(json_object_object_get(o, "jsonrpc"), "2.0"))
 		return "\"jsonrpc\" must be \"2.0\"";

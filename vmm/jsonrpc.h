@@ -12,11 +12,11 @@
 
 #include "base/err.h"
 
-#define JSONRPC_PARSE_ERROR	 -32700
-#define JSONRPC_INVALID_REQUEST	 -32600
+#define JSONRPC_PARSE_ERROR      -32700
+#define JSONRPC_INVALID_REQUEST  -32600
 #define JSONRPC_METHOD_NOT_FOUND -32601
-#define JSONRPC_INVALID_PARAMS	 -32602
-#define JSONRPC_INTERNAL_ERROR	 -32603
+#define JSONRPC_INVALID_PARAMS   -32602
+#define JSONRPC_INTERNAL_ERROR   -32603
 
 #define JSONRPC_DEPTH_MAX 16
 #define JSONRPC_BATCH_MAX 64 /* a short message must not ask for an answer without end */

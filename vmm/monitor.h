@@ -17,7 +17,7 @@ struct monitor;
 struct vm;
 
 struct monitor *monitor_new(struct vm *vm, struct err *err); /* before the sandbox; NULL on error */
-void monitor_free(struct monitor *m);                         /* NULL is fine */
+void monitor_free(struct monitor *m);                        /* NULL is fine */
 
 void monitor_toggle(struct monitor *m); /* writes to vm->console */
 bool monitor_is_open(const struct monitor *m);

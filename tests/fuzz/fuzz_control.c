@@ -55,7 +55,8 @@ static void nothing(struct device *d)
 {
 }
 
-static const struct device_ops device_ops = { .type = "dummy", .stats = put_stats,
+static const struct device_ops device_ops = { .type = "dummy",
+					      .stats = put_stats,
 					      .reset = nothing };
 
 struct rig {
@@ -97,7 +98,8 @@ static struct rig *make_rig(void)
 	vm->mem = gmem_new(NULL);
 	CHECK(!gmem_add_ram(vm->mem, 0, RAM, GMEM_PAGES_SMALL, NULL));
 	CHECK(!notify_init(&vm->notify, false, no_power, vm, NULL));
-	vm->fd = vm->kvm.fd = vm->request.fd = -1; /* a reset fails, as on a host that has had enough */
+	vm->fd = vm->kvm.fd = vm->request.fd =
+		-1; /* a reset fails, as on a host that has had enough */
 	pthread_mutex_init(&vm->vcpus.lock, NULL);
 	pthread_cond_init(&vm->vcpus.changed, NULL);
 	return r;

@@ -38,8 +38,9 @@ static void file_make(struct host_file *f, const void *data, size_t len, off_t s
 
 static void load(struct boot *b, const uint8_t *how)
 {
-	struct arch_machine machine = { .cpus = 1 + (how[1] & 3), .pci = true, .serial = true,
-					.rtc = true };
+	struct arch_machine machine = {
+		.cpus = 1 + (how[1] & 3), .pci = true, .serial = true, .rtc = true
+	};
 	struct arch_layout layout;
 	struct gmem *m = gmem_new(NULL);
 	char *cmdline = malloc(how[3] * 300u + 1);
@@ -47,7 +48,7 @@ static void load(struct boot *b, const uint8_t *how)
 
 	memset(cmdline, 'c', how[3] * 300u);
 	cmdline[how[3] * 300u] = '\0';
-	CHECK(!arch_layout_init(&layout, (uint64_t)(1 + how[1] % 32) << 20, 40, &err));
+	CHECK(!arch_layout_init(&layout, (uint64_t)(2 + how[1] % 32) << 20, 40, &err));
 	CHECK(!arch_add_ram(m, &layout, GMEM_PAGES_SMALL, &err));
 	CHECK(boot_describe(b)[0]);
 	int rc = boot_load(b, m, &layout, &machine, cmdline, &err);

@@ -52,8 +52,9 @@ static void test_ring(void **state)
 
 static void test_spec(void **state)
 {
-	static const char *const bad[] = { "", "x", "stdio:", "stdio:x", "null:x", "pty:x", "file",
-					   "file:", "unix", "unix:", "stdi", "filex:y", ":", ":x" };
+	static const char *const bad[] = { "",      "x",       "stdio:", "stdio:x", "null:x",
+					   "pty:x", "file",    "file:",  "unix",    "unix:",
+					   "stdi",  "filex:y", ":",      ":x" };
 	struct port *p = *state;
 	struct console_user user = user_of(p);
 

@@ -79,7 +79,8 @@ static void test_tty(void **state)
 	assert_true(tty_is_raw(&t));
 	say(p, "login: ");
 	expect(p, t.master, "login: ");
-	assert_int_equal(write(t.master, "r\3\32\177\r", 5), 5); /* Ctrl-C, Ctrl-Z, delete, return */
+	assert_int_equal(write(t.master, "r\3\32\177\r", 5),
+			 5); /* Ctrl-C, Ctrl-Z, delete, return */
 	wait_for(p, 5);
 	assert_memory_equal(p->got, "r\3\32\177\r", 5);
 	expect_nothing(p, t.master); /* no echo */
@@ -204,7 +205,7 @@ static void die_with_terminal(struct port *p, int sig)
 
 static void test_tty_deaths(void **state)
 {
-	static const int sigs[] = { 0,	     SIGSEGV, SIGBUS, SIGILL, SIGFPE,
+	static const int sigs[] = { 0,       SIGSEGV, SIGBUS, SIGILL, SIGFPE,
 				    SIGABRT, SIGTERM, SIGINT, SIGHUP, SIGQUIT };
 
 	for (size_t i = 0; i < sizeof(sigs) / sizeof(sigs[0]); i++)
@@ -285,12 +286,8 @@ static void test_tty_stop(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		T(test_tty),
-		T(test_tty_escapes),
-		T(test_tty_stalled),
-		T(test_tty_deaths),
-		T(test_tty_fault),
-		T(test_tty_stop),
+		T(test_tty),        T(test_tty_escapes), T(test_tty_stalled),
+		T(test_tty_deaths), T(test_tty_fault),   T(test_tty_stop),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

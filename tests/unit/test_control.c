@@ -218,7 +218,8 @@ static void test_info(void **state)
 	assert_int_equal(int_at(o, "pid"), getpid());
 	assert_int_equal(int_at(o, "cpus"), 2);
 	assert_int_equal(int_at(o, "memory"), b->config.memory);
-	assert_string_equal(string_at(json_object_object_get(o, "kernel"), "path"), "/boot/vm?linuz");
+	assert_string_equal(string_at(json_object_object_get(o, "kernel"), "path"),
+			    "/boot/vm?linuz");
 	struct json_object *devices = json_object_object_get(o, "devices");
 
 	assert_int_equal(json_object_array_length(devices), 2);
@@ -247,7 +248,8 @@ static void test_stats(void **state)
 	struct json_object *disk = json_object_object_get(devices, "disk.root");
 
 	assert_int_equal(int_at(disk, "read-ops"), 12);
-	assert_true(json_object_get_uint64(json_object_object_get(disk, "read-bytes")) == UINT64_MAX);
+	assert_true(json_object_get_uint64(json_object_object_get(disk, "read-bytes")) ==
+		    UINT64_MAX);
 	assert_true(int_at(json_object_object_get(o, "process"), "rss") > 4096);
 	json_object_put(o);
 }
@@ -261,8 +263,10 @@ static void test_pause_resume(void **state)
 	for (int i = 0; i < 2; i++) { /* the second changes nothing and succeeds */
 		ask(b, fd, "pause");
 		if (!i)
-			expect_line(b, fd, "{\"jsonrpc\":\"2.0\",\"method\":\"paused\",\"params\":{}}");
-		expect_line(b, fd, "{\"jsonrpc\":\"2.0\",\"result\":{\"state\":\"paused\"},\"id\":1}");
+			expect_line(b, fd,
+				    "{\"jsonrpc\":\"2.0\",\"method\":\"paused\",\"params\":{}}");
+		expect_line(b, fd,
+			    "{\"jsonrpc\":\"2.0\",\"result\":{\"state\":\"paused\"},\"id\":1}");
 		assert_int_equal(b->vm.state, VM_PAUSED);
 	}
 	ask(b, fd, "resume");
@@ -300,8 +304,9 @@ static void test_quit(void **state)
 	control_serve(b->control, NULL);
 	control_free(b->control);
 	b->control = NULL;
-	expect_line(b, fd, "{\"jsonrpc\":\"2.0\",\"method\":\"shutdown\",\"params\":{\"reason\":"
-			   "\"quit\",\"status\":0}}");
+	expect_line(b, fd,
+		    "{\"jsonrpc\":\"2.0\",\"method\":\"shutdown\",\"params\":{\"reason\":"
+		    "\"quit\",\"status\":0}}");
 	const char *line = next_line(b, fd);
 
 	assert_non_null(strstr(line, "{\"state\":\"stopped\"},\"id\":1}"));
@@ -315,7 +320,8 @@ static void test_lines(void **state)
 {
 	struct bench *b = *state;
 	cleanup_fd int fd = client(b);
-	const char *text = "\n \r\n{\"jsonrpc\":\"2.0\",\"method\":\"resume\",\"id\":1}\r\nnonsense\n";
+	const char *text =
+		"\n \r\n{\"jsonrpc\":\"2.0\",\"method\":\"resume\",\"id\":1}\r\nnonsense\n";
 
 	for (const char *c = text; *c; c++) { /* a byte at a time */
 		assert_int_equal(write(fd, c, 1), 1);
@@ -330,7 +336,8 @@ static void test_lines(void **state)
 		ask(b, fd, "resume");
 	shutdown(fd, SHUT_WR);
 	for (int i = 0; i < MANY; i++)
-		expect_line(b, fd, "{\"jsonrpc\":\"2.0\",\"result\":{\"state\":\"running\"},\"id\":1}");
+		expect_line(b, fd,
+			    "{\"jsonrpc\":\"2.0\",\"result\":{\"state\":\"running\"},\"id\":1}");
 	assert_null(next_line(b, fd));
 }
 

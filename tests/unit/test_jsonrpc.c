@@ -40,9 +40,9 @@ static int nothing(void *opaque, struct json_object *params, struct json_object 
 	return jsonrpc_no_params(params, err);
 }
 
-static const struct jsonrpc_method methods[] = {
-	{ "subtract", subtract }, { "nothing", nothing }, { NULL, NULL }
-};
+static const struct jsonrpc_method methods[] = { { "subtract", subtract },
+						 { "nothing", nothing },
+						 { NULL, NULL } };
 
 /* The answer's text in @buf, "" for none; returns how often subtract was called. */
 static int ask_bytes(const char *text, size_t len, char *buf, size_t room)
@@ -95,7 +95,7 @@ static void test_calls(void **state)
 
 static void test_ids(void **state)
 {
-	static const char *const ids[] = { "0",	 "-1",	 "1.5",	      "9223372036854775807",
+	static const char *const ids[] = { "0",    "-1",   "1.5",          "9223372036854775807",
 					   "\"\"", "null", "\"a/b\\\"c\"", "\"\\u0000x\"" };
 	static const char *const bad[] = { "[]", "{}", "true", "[1]" };
 	char request[256], answer[256];
@@ -113,7 +113,8 @@ static void test_ids(void **state)
 		check_error(request, JSONRPC_INVALID_REQUEST, "null");
 	}
 	/* never changed on the way: refused */
-	check_error("{\"jsonrpc\":\"2.0\",\"method\":\"nothing\",\"id\":123456789012345678901234567890}",
+	check_error("{\"jsonrpc\":\"2.0\",\"method\":\"nothing\",\"id\":"
+		    "123456789012345678901234567890}",
 		    JSONRPC_INVALID_REQUEST, "null");
 	check_error("{\"jsonrpc\":\"2.0\",\"method\":\"nothing\",\"id\":-9999999999999999999}",
 		    JSONRPC_INVALID_REQUEST, "null");
@@ -147,26 +148,35 @@ static void test_errors(void **state)
 		    JSONRPC_INVALID_REQUEST, "1");
 	check_error("{\"jsonrpc\":\"2.0\",\"method\":\"nothing\",\"params\":null,\"id\":1}",
 		    JSONRPC_INVALID_REQUEST, "1");
-	check_error("{\"jsonrpc\":\"1.0\",\"method\":\"nothing\",\"id\":1}", JSONRPC_INVALID_REQUEST,
+	check_error("{\"jsonrpc\":\"1.0\",\"method\":\"nothing\",\"id\":1}",
+		    JSONRPC_INVALID_REQUEST, "1");
+	check_error("{\"jsonrpc\":2.0,\"method\":\"nothing\",\"id\":1}", JSONRPC_INVALID_REQUEST,
 		    "1");
-	check_error("{\"jsonrpc\":2.0,\"method\":\"nothing\",\"id\":1}", JSONRPC_INVALID_REQUEST, "1");
 	check_error("{\"method\":\"nothing\",\"id\":1}", JSONRPC_INVALID_REQUEST, "1");
 	check_error("{}", JSONRPC_INVALID_REQUEST, "null");
 	check_error("{\"jsonrpc\":\"2.0\",\"method\":\"nothing\\u0000\",\"id\":1}",
 		    JSONRPC_METHOD_NOT_FOUND, "1");
 	check_error("{\"jsonrpc\":\"2.0\",\"method\":\"nothing\",\"params\":[1],\"id\":1}",
 		    JSONRPC_INVALID_PARAMS, "1");
-	check_error("{\"jsonrpc\":\"2.0\",\"method\":\"nothing\",\"params\":{\"f\\u0001\":1},\"id\":1}",
+	check_error(
+		"{\"jsonrpc\":\"2.0\",\"method\":\"nothing\",\"params\":{\"f\\u0001\":1},\"id\":1}",
+		JSONRPC_INVALID_PARAMS, "1");
+	check_error("{\"jsonrpc\":\"2.0\",\"method\":\"subtract\",\"id\":1}",
 		    JSONRPC_INVALID_PARAMS, "1");
-	check_error("{\"jsonrpc\":\"2.0\",\"method\":\"subtract\",\"id\":1}", JSONRPC_INVALID_PARAMS,
-		    "1");
 }
 
 static void test_not_json(void **state)
 {
-	static const char *const bad[] = { "",	"x",	"{",	"}",	  "[",	  "{\"a\":}", "{} {}",
-					   "'a'", "{'a':1}", "nul", "\"abc", "[1,]", "{,}", "\"a\nb\"",
-					   "\"\xff\"", "{\"jsonrpc\":\"2.0\",\"method\":\"\xc3\",\"id\":1}" };
+	static const char *const bad[] = {
+		"",         "x",
+		"{",        "}",
+		"[",        "{\"a\":}",
+		"{} {}",    "'a'",
+		"{'a':1}",  "nul",
+		"\"abc",    "[1,]",
+		"{,}",      "\"a\nb\"",
+		"\"\xff\"", "{\"jsonrpc\":\"2.0\",\"method\":\"\xc3\",\"id\":1}"
+	};
 	static const char *const scalar[] = { "1", "-1", "1.5", "\"a\"", "true", "null", " null " };
 	char buf[256];
 
@@ -186,7 +196,8 @@ static void test_batch(void **state)
 	      "{\"jsonrpc\":\"2.0\",\"method\":\"nothing\"}]",
 	      "[{\"jsonrpc\":\"2.0\",\"error\":{\"code\":-32600,\"message\":\"a request is an "
 	      "object\"},\"id\":null},{\"jsonrpc\":\"2.0\",\"result\":3,\"id\":\"a\"}]");
-	check("[{\"jsonrpc\":\"2.0\",\"method\":\"nothing\"},{\"jsonrpc\":\"2.0\",\"method\":\"x\"}]",
+	check("[{\"jsonrpc\":\"2.0\",\"method\":\"nothing\"},{\"jsonrpc\":\"2.0\",\"method\":\"x\"}"
+	      "]",
 	      "");
 	check("[[]]", "[{\"jsonrpc\":\"2.0\",\"error\":{\"code\":-32600,\"message\":\"a request is "
 		      "an object\"},\"id\":null}]");
@@ -233,12 +244,13 @@ static void test_string(void **state)
 		const char *in, *out;
 	} t[] = {
 		{ "plain", "\"plain\"" },
-		{ "\xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80", "\"\xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80\"" },
+		{ "\xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80",
+		  "\"\xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80\"" },
 		{ "a\xff", "\"a?\"" },
 		{ "\xc3", "\"?\"" },
-		{ "\xc0\x80", "\"??\"" },	  /* overlong */
-		{ "\xe0\x80\x80", "\"???\"" },	  /* overlong */
-		{ "\xed\xa0\x80", "\"???\"" },	  /* surrogate */
+		{ "\xc0\x80", "\"??\"" },           /* overlong */
+		{ "\xe0\x80\x80", "\"???\"" },      /* overlong */
+		{ "\xed\xa0\x80", "\"???\"" },      /* surrogate */
 		{ "\xf4\x90\x80\x80", "\"????\"" }, /* beyond Unicode */
 		{ "/dev/pts/1", "\"/dev/pts/1\"" },
 	};
@@ -255,10 +267,10 @@ static void test_string(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_calls),	      cmocka_unit_test(test_ids),
+		cmocka_unit_test(test_calls),         cmocka_unit_test(test_ids),
 		cmocka_unit_test(test_notifications), cmocka_unit_test(test_errors),
 		cmocka_unit_test(test_not_json),      cmocka_unit_test(test_batch),
-		cmocka_unit_test(test_depth),	      cmocka_unit_test(test_names_shown),
+		cmocka_unit_test(test_depth),         cmocka_unit_test(test_names_shown),
 		cmocka_unit_test(test_string),
 	};
 
