@@ -101,9 +101,8 @@ static const struct virtio_transport_ops rig_transport = {
 	.free = rig_nothing,
 };
 
-/* @disk: ready made, or NULL: 1 MiB of memory whose last sector fails. */
-static inline void rig_init(struct rig *g, struct block *disk, unsigned nqueues, uint16_t size,
-			    bool writethrough)
+static inline void rig_init_sized(struct rig *g, struct block *disk, unsigned nqueues,
+				  uint16_t size, bool writethrough, uint64_t ram)
 {
 	struct virtio_blk_options o = {
 		.name = "disk.test",
@@ -115,18 +114,27 @@ static inline void rig_init(struct rig *g, struct block *disk, unsigned nqueues,
 
 	*g = (struct rig){ .nqueues = nqueues };
 	sem_init(&g->signalled, 0, 0);
-	vd_ram_init(&g->ram, 16 << 20);
+	vd_ram_init(&g->ram, ram);
 	g->loop = loop_new(NULL);
-	g->disk = disk ? disk : block_ram_new(1 << 20, (1 << 20) - 512, NULL);
-	BUG_ON(!g->loop || !g->disk);
-	g->spy = (struct spy){ .ops = *g->disk->ops, .real = g->disk->ops };
+	BUG_ON(!g->loop || !disk);
+	g->disk = disk;
+	g->spy = (struct spy){ .ops = *disk->ops, .real = disk->ops };
 	g->spy.ops.queue = spy_queue;
 	g->spy.ops.submit = spy_submit;
-	g->disk->ops = &g->spy.ops;
-	g->v = virtio_blk_new(&o, g->disk, g->ram.mem, g->loop, NULL);
+	disk->ops = &g->spy.ops;
+	g->v = virtio_blk_new(&o, disk, g->ram.mem, g->loop, NULL);
 	BUG_ON(!g->v);
 	g->v->transport = &rig_transport;
 	g->v->transport_data = g;
+}
+
+/* @disk: ready made, or NULL: 1 MiB of memory whose last sector fails. */
+static inline void rig_init(struct rig *g, struct block *disk, unsigned nqueues, uint16_t size,
+			    bool writethrough)
+{
+	if (!disk)
+		disk = block_ram_new(1 << 20, (1 << 20) - 512, NULL);
+	rig_init_sized(g, disk, nqueues, size, writethrough, 16 << 20);
 	g->header = vd_alloc(&g->ram, 4096, 16);
 	g->data = vd_alloc(&g->ram, 1 << 20, 4096);
 	g->status = vd_alloc(&g->ram, 4096, 4096);

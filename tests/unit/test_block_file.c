@@ -25,6 +25,7 @@
 
 #include "backends/block_file.h"
 #include "base/fd.h"
+#include "vmm/sandbox.h"
 
 #define MIB (1u << 20)
 
@@ -788,6 +789,72 @@ static void block_devices_work(void **state)
 	free(buf);
 }
 
+/*
+ * ---- inside the sandbox, which is entered when everything is open ----
+ *
+ * In a program of its own, this one started anew: libpsx does not survive the fork of a process that
+ * had threads.
+ */
+
+/* 0: every kind of request worked; the file's or the loop device's. */
+static int work_sandboxed(const char *path, enum block_aio aio, bool direct)
+{
+	struct rig g = { 0 };
+	struct err err = { 0 };
+	uint8_t *buf = malloc(MIB);
+
+	rig_open(&g, &(struct block_options){
+			     .path = path, .aio = aio, .discard = true, .direct = direct });
+	if (loop_thread_start(g.loop, "io", &err) || sandbox_enter(&err))
+		return 2;
+	loop_thread_stop(g.loop);
+	memset(buf, 5, MIB);
+	if (io(&g, BLOCK_WRITE, buf, 0, MIB) || io(&g, BLOCK_FLUSH, NULL, 0, 0) ||
+	    io(&g, BLOCK_READ, buf + 1, 0, MIB - 512) || io(&g, BLOCK_DISCARD, NULL, 0, 65536) ||
+	    io(&g, BLOCK_WRITE_ZEROES, NULL, 65536, 65536))
+		return 3;
+	struct req z = { .r = { .op = BLOCK_WRITE_ZEROES, .unmap = true, .len = 4096 } };
+
+	if (run(&g, &z))
+		return 4;
+	((struct block_file *)g.b)->no_zero_range = true;
+	if (io(&g, BLOCK_WRITE_ZEROES, NULL, 65536, 65536))
+		return 5;
+	rig_close(&g);
+	free(buf);
+	return 0;
+}
+
+static void the_sandbox_lets_disks_work(void **state)
+{
+	char path[128], dev[32];
+
+	make_file(path, tmp(), 4 * MIB);
+	cleanup_fd int keep = make_loop(path, dev);
+
+	for (int i = 0; i < 4; i++) {
+		const bool device = i & 1, direct = i & 2;
+		int status;
+
+		if (device && keep < 0) {
+			print_message("without a loop device\n");
+			continue;
+		}
+		char aio[2] = { (char)('0' + aio_of(state)), 0 };
+		pid_t child = fork();
+
+		if (!child) {
+			execl("/proc/self/exe", "test_block_file", device ? dev : path, aio,
+			      direct ? "direct" : "cached", NULL);
+			_exit(127);
+		}
+		assert_int_equal(waitpid(child, &status, 0), child);
+		assert_true(WIFEXITED(status));
+		assert_int_equal(WEXITSTATUS(status), 0);
+	}
+	unlink(path);
+}
+
 /* ---- memory ---- */
 
 static void memory_behaves_as_a_file(void **state)
@@ -822,8 +889,12 @@ static enum block_aio uring = BLOCK_AIO_URING, threads = BLOCK_AIO_THREADS;
 #f "/threads", f, NULL, NULL, &threads \
 	}
 
-int main(void)
+int main(int argc, char **argv)
 {
+	if (argc == 4)
+		return work_sandboxed(argv[1], (enum block_aio)atoi(argv[2]),
+				      !strcmp(argv[3], "direct"));
+
 	const struct CMUnitTest tests[] = {
 		BOTH(scattered_data_comes_back),
 		BOTH(more_requests_than_depth),
@@ -840,6 +911,7 @@ int main(void)
 		BOTH(a_ragged_tail_is_left_out),
 		BOTH(nothing_stays_open),
 		BOTH(block_devices_work),
+		BOTH(the_sandbox_lets_disks_work),
 		cmocka_unit_test(steps_resume_where_a_transfer_ended),
 		cmocka_unit_test(long_ranges_are_cut),
 		cmocka_unit_test(discard_is_advice_zeroes_are_not),
