@@ -26,8 +26,8 @@
 
 #include "virtio/device.h"
 
-#define STATUS_STEPS                                                                               \
-	(VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_FEATURES_OK |            \
+#define STATUS_STEPS                                                                    \
+	(VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_FEATURES_OK | \
 	 VIRTIO_STATUS_DRIVER_OK)
 #define STATUS_WRITABLE (STATUS_STEPS | VIRTIO_STATUS_FAILED)
 
@@ -127,8 +127,9 @@ void virtio_fail(struct virtio *v, const char *why)
 {
 	if (v->regs.status & VIRTIO_STATUS_NEEDS_RESET)
 		return;
-	log_guest(&v->complaints, "%s: the guest's driver broke a rule: %s; it must reset the device",
-		  v->dev.name, why);
+	log_guest(&v->complaints,
+		  "%s: the guest's driver broke a rule: %s; it must reset the device", v->dev.name,
+		  why);
 	v->regs.status |= VIRTIO_STATUS_NEEDS_RESET;
 	signal_config(v);
 }
@@ -434,7 +435,8 @@ void virtio_set_status(struct virtio *v, uint8_t status)
 		return;
 	}
 	if (old & ~want) {
-		log_guest(&v->complaints, "%s: the guest's driver clears status bits: 0x%02x to 0x%02x",
+		log_guest(&v->complaints,
+			  "%s: the guest's driver clears status bits: 0x%02x to 0x%02x",
 			  v->dev.name, old, status);
 		return;
 	}

@@ -28,11 +28,11 @@
 #define VIRTIO_STATUS_NEEDS_RESET 64
 #define VIRTIO_STATUS_FAILED      128
 
-#define VIRTIO_F_INDIRECT_DESC (1ull << 28)
-#define VIRTIO_F_EVENT_IDX     (1ull << 29)
-#define VIRTIO_F_VERSION_1     (1ull << 32)
+#define VIRTIO_F_INDIRECT_DESC   (1ull << 28)
+#define VIRTIO_F_EVENT_IDX       (1ull << 29)
+#define VIRTIO_F_VERSION_1       (1ull << 32)
 #define VIRTIO_F_ACCESS_PLATFORM (1ull << 33)
-#define VIRTIO_F_RING_RESET    (1ull << 40)
+#define VIRTIO_F_RING_RESET      (1ull << 40)
 
 #define VIRTIO_ISR_QUEUE  1
 #define VIRTIO_ISR_CONFIG 2
@@ -47,7 +47,8 @@ struct virtio_regs {
 	uint8_t isr;
 	uint8_t config_generation;
 	uint8_t pad_[1];
-	uint8_t config[VIRTIO_CONFIG_MAX]; /* device configuration, little-endian, as the guest reads it */
+	uint8_t config
+		[VIRTIO_CONFIG_MAX]; /* device configuration, little-endian, as the guest reads it */
 };
 extern const struct state_desc virtio_state;
 
@@ -80,11 +81,11 @@ struct virtio_ops {
 
 struct virtio_transport_ops {
 	void (*signal_queue)(struct virtio *v, unsigned q); /* any thread, under dev.lock */
-	void (*signal_config)(struct virtio *v); /* any thread, under dev.lock */
-	void (*reset)(struct virtio *v);  /* the device was reset: drop interrupts */
+	void (*signal_config)(struct virtio *v);            /* any thread, under dev.lock */
+	void (*reset)(struct virtio *v);    /* the device was reset: drop interrupts */
 	void (*power_on)(struct virtio *v); /* power-on state, after reset */
 	void (*resume)(struct virtio *v);   /* perhaps after a load: rebind from the registers */
-	void (*free)(struct virtio *v); /* leave the bus, unbind; without dev.lock */
+	void (*free)(struct virtio *v);     /* leave the bus, unbind; without dev.lock */
 };
 
 struct virtio {
@@ -93,10 +94,10 @@ struct virtio {
 	struct device_ops dev_ops; /* ops->dev and the core's reset, quiesce and resume */
 	const struct virtio_transport_ops *transport; /* NULL until attached */
 	void *transport_data;
-	unsigned vectors; /* MSI-X vectors the transport has, 0: none */
-	struct gmem *mem;   /* borrowed */
-	struct loop *loop;  /* borrowed */
-	uint64_t features;  /* offered; VERSION_1, INDIRECT_DESC, EVENT_IDX are added by the core */
+	unsigned vectors;  /* MSI-X vectors the transport has, 0: none */
+	struct gmem *mem;  /* borrowed */
+	struct loop *loop; /* borrowed */
+	uint64_t features; /* offered; VERSION_1, INDIRECT_DESC, EVENT_IDX are added by the core */
 	unsigned config_len; /* bytes of regs.config that exist; 0: no device configuration */
 	struct virtio_regs regs;
 	struct virtq *queues;
@@ -153,7 +154,8 @@ struct virtq *virtio_selected_queue(struct virtio *v); /* NULL when queue_select
 void virtio_set_queue_size(struct virtio *v, uint32_t size);
 void virtio_set_queue_ready(struct virtio *v, uint32_t ready);
 void virtio_set_queue_addr(struct virtio *v, gpa_t *reg, bool high, uint32_t half);
-void virtio_read_config(struct virtio *v, unsigned off, void *data, unsigned len); /* past end: 0xff */
+void virtio_read_config(struct virtio *v, unsigned off, void *data,
+			unsigned len); /* past end: 0xff */
 void virtio_write_config(struct virtio *v, unsigned off, const void *data, unsigned len);
 void virtio_notify(struct virtio *v, uint32_t queue); /* a kick that came as a register write */
 

@@ -19,33 +19,33 @@
 
 #include "virtio/mmio.h"
 
-#define MAGIC	0x74726976 /* "virt" */
+#define MAGIC   0x74726976 /* "virt" */
 #define VERSION 2
-#define VENDOR	0x1af4
+#define VENDOR  0x1af4
 
-#define REG_MAGIC	       0x000
-#define REG_VERSION	       0x004
-#define REG_DEVICE_ID	       0x008
-#define REG_VENDOR_ID	       0x00c
-#define REG_DEVICE_FEATURES    0x010
+#define REG_MAGIC               0x000
+#define REG_VERSION             0x004
+#define REG_DEVICE_ID           0x008
+#define REG_VENDOR_ID           0x00c
+#define REG_DEVICE_FEATURES     0x010
 #define REG_DEVICE_FEATURES_SEL 0x014
-#define REG_DRIVER_FEATURES    0x020
+#define REG_DRIVER_FEATURES     0x020
 #define REG_DRIVER_FEATURES_SEL 0x024
-#define REG_QUEUE_SEL	       0x030
-#define REG_QUEUE_NUM_MAX      0x034
-#define REG_QUEUE_NUM	       0x038
-#define REG_QUEUE_READY	       0x044
-#define REG_QUEUE_NOTIFY       0x050
-#define REG_INTERRUPT_STATUS   0x060
-#define REG_INTERRUPT_ACK      0x064
-#define REG_STATUS	       0x070
-#define REG_QUEUE_DESC	       0x080 /* low, and high 4 bytes on */
-#define REG_QUEUE_DRIVER       0x090
-#define REG_QUEUE_DEVICE       0x0a0
-#define REG_SHM_LEN	       0x0b0 /* low, high; then base low, high */
-#define REG_SHM_END	       0x0c0
-#define REG_CONFIG_GENERATION  0x0fc
-#define REG_CONFIG	       0x100
+#define REG_QUEUE_SEL           0x030
+#define REG_QUEUE_NUM_MAX       0x034
+#define REG_QUEUE_NUM           0x038
+#define REG_QUEUE_READY         0x044
+#define REG_QUEUE_NOTIFY        0x050
+#define REG_INTERRUPT_STATUS    0x060
+#define REG_INTERRUPT_ACK       0x064
+#define REG_STATUS              0x070
+#define REG_QUEUE_DESC          0x080 /* low, and high 4 bytes on */
+#define REG_QUEUE_DRIVER        0x090
+#define REG_QUEUE_DEVICE        0x0a0
+#define REG_SHM_LEN             0x0b0 /* low, high; then base low, high */
+#define REG_SHM_END             0x0c0
+#define REG_CONFIG_GENERATION   0x0fc
+#define REG_CONFIG              0x100
 
 struct mmio {
 	struct virtio *v;

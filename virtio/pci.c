@@ -18,15 +18,15 @@
 
 #include "virtio/pci.h"
 
-#define VENDOR	    0x1af4
+#define VENDOR      0x1af4
 #define DEVICE_BASE 0x1040
 #define REVISION    1 /* 4.1.2: modern */
 
-#define BAR	       0
+#define BAR            0
 #define BAR_SIZE       0x8000
 #define COMMON_OFF     0x0000
 #define COMMON_SIZE    0x3c
-#define ISR_OFF	       0x1000
+#define ISR_OFF        0x1000
 #define DEVICE_OFF     0x2000
 #define NOTIFY_OFF     0x3000
 #define MSIX_TABLE_OFF 0x4000
@@ -34,18 +34,18 @@
 #define PART_SIZE      0x1000
 
 #define NOTIFY_MULTIPLIER 4
-_Static_assert(VIRTIO_QUEUES_MAX * NOTIFY_MULTIPLIER <= PART_SIZE, "fits its page");
+_Static_assert(VIRTIO_QUEUES_MAX *NOTIFY_MULTIPLIER <= PART_SIZE, "fits its page");
 _Static_assert(VIRTIO_QUEUES_MAX + 1 <= PCI_MSIX_MAX, "a vector a queue and one for changes");
 
 #define CAP_ID_VENDOR 0x09
 #define CAP_COMMON    1
 #define CAP_NOTIFY    2
-#define CAP_ISR	      3
+#define CAP_ISR       3
 #define CAP_DEVICE    4
 #define CAP_PCI_CFG   5
 
 /* struct virtio_pci_cap from its start; what pci_add_cap takes begins at cap_len */
-#define CAP_BAR	     4
+#define CAP_BAR      4
 #define CAP_OFFSET   8
 #define CAP_LENGTH   12
 #define CAP_MORE     16 /* notify: multiplier; PCI_CFG: the window's data */
@@ -55,7 +55,7 @@ _Static_assert(VIRTIO_QUEUES_MAX + 1 <= PCI_MSIX_MAX, "a vector a queue and one 
 struct virtio_pci {
 	struct pci_function f;
 	struct virtio *v;
-	unsigned window; /* where the PCI_CFG capability is */
+	unsigned window;         /* where the PCI_CFG capability is */
 	struct wire_kick *kicks; /* one a queue */
 };
 
@@ -77,21 +77,21 @@ static void put64(uint8_t *at, uint64_t value)
 /* ---- common configuration, 4.1.4.3 ---- */
 
 #define C_DEVICE_FEATURE_SELECT 0x00
-#define C_DEVICE_FEATURE	0x04
+#define C_DEVICE_FEATURE        0x04
 #define C_DRIVER_FEATURE_SELECT 0x08
-#define C_DRIVER_FEATURE	0x0c
-#define C_CONFIG_VECTOR		0x10
-#define C_NUM_QUEUES		0x12
-#define C_STATUS		0x14
-#define C_GENERATION		0x15
-#define C_QUEUE_SELECT		0x16
-#define C_QUEUE_SIZE		0x18
-#define C_QUEUE_VECTOR		0x1a
-#define C_QUEUE_ENABLE		0x1c
-#define C_QUEUE_NOTIFY_OFF	0x1e
-#define C_QUEUE_DESC		0x20
-#define C_QUEUE_DRIVER		0x28
-#define C_QUEUE_DEVICE		0x30
+#define C_DRIVER_FEATURE        0x0c
+#define C_CONFIG_VECTOR         0x10
+#define C_NUM_QUEUES            0x12
+#define C_STATUS                0x14
+#define C_GENERATION            0x15
+#define C_QUEUE_SELECT          0x16
+#define C_QUEUE_SIZE            0x18
+#define C_QUEUE_VECTOR          0x1a
+#define C_QUEUE_ENABLE          0x1c
+#define C_QUEUE_NOTIFY_OFF      0x1e
+#define C_QUEUE_DESC            0x20
+#define C_QUEUE_DRIVER          0x28
+#define C_QUEUE_DEVICE          0x30
 /* queue_notify_data and queue_reset belong to features that are not offered: they read 0 */
 
 static void common_image(struct virtio *v, uint8_t c[COMMON_SIZE])
@@ -151,7 +151,7 @@ static void write_address(struct virtio *v, unsigned off, uint32_t value)
 /* A field is written whole (4.1.3.1), 64-bit ones by halves or in one; else nothing happens. */
 static void common_write(struct virtio *v, unsigned off, const uint8_t *data, unsigned len)
 {
-#define FIELD(off, len) ((off) * 16 + (len))
+#define FIELD(off, len) ((off)*16 + (len))
 	struct virtq *q = virtio_selected_queue(v);
 	uint32_t value = 0;
 
@@ -407,9 +407,18 @@ static void add_caps(struct virtio_pci *p)
 {
 	static const uint8_t window_mask[CAP_SIZE_EXT] = {
 		[CAP_BAR] = 0xff,
-		[CAP_OFFSET] = 0xff, 0xff, 0xff, 0xff,
-		[CAP_LENGTH] = 0xff, 0xff, 0xff, 0xff,
-		[CAP_MORE] = 0xff, 0xff, 0xff, 0xff,
+		[CAP_OFFSET] = 0xff,
+		0xff,
+		0xff,
+		0xff,
+		[CAP_LENGTH] = 0xff,
+		0xff,
+		0xff,
+		0xff,
+		[CAP_MORE] = 0xff,
+		0xff,
+		0xff,
+		0xff,
 	};
 	const struct virtio *v = p->v;
 

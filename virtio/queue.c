@@ -22,10 +22,10 @@
 #include "base/log.h"
 #include "virtio/queue.h"
 
-#define DESC_F_NEXT	1
-#define DESC_F_WRITE	2
+#define DESC_F_NEXT     1
+#define DESC_F_WRITE    2
 #define DESC_F_INDIRECT 4
-#define DESC_SIZE	16
+#define DESC_SIZE       16
 
 #define AVAIL_F_NO_INTERRUPT 1
 #define USED_F_NO_NOTIFY     1
@@ -77,8 +77,8 @@ int virtq_init(struct virtq *q, struct gmem *mem, uint16_t index, uint16_t max, 
 	*q = (struct virtq){ .mem = mem, .index = index, .max = max };
 	event_init_counter(&q->kick);
 	if (!max || max > VIRTQ_SIZE_MAX || max & (max - 1))
-		return err_set(err, EINVAL, "a queue of %u entries: give a power of two up to %d", max,
-			       VIRTQ_SIZE_MAX);
+		return err_set(err, EINVAL, "a queue of %u entries: give a power of two up to %d",
+			       max, VIRTQ_SIZE_MAX);
 	virtq_reset(q);
 	return event_init(&q->kick, err);
 }
@@ -193,8 +193,7 @@ static const char *walk(const struct virtq *q, struct virtq_chain *c, gpa_t tabl
 	return "a chain of descriptors runs in a circle";
 }
 
-static const char *walk_indirect(const struct virtq *q, struct virtq_chain *c,
-				 const struct desc *d)
+static const char *walk_indirect(const struct virtq *q, struct virtq_chain *c, const struct desc *d)
 {
 	const unsigned count = d->len / DESC_SIZE;
 	struct desc nested = { 0 };
@@ -367,7 +366,8 @@ void virtq_no_kick(struct virtq *q)
 /* ---- bytes ---- */
 
 /* To (@in) or from the ranges; @off from the first one's start. Bytes copied. */
-static size_t copy(const struct iovec *iov, unsigned n, uint64_t off, void *buf, size_t len, bool in)
+static size_t copy(const struct iovec *iov, unsigned n, uint64_t off, void *buf, size_t len,
+		   bool in)
 {
 	size_t done = 0;
 
@@ -426,8 +426,8 @@ static int virtq_validate(const void *regs, const void *device, struct err *err)
 	const struct virtq_regs *r = &loaded.regs;
 
 	if (!r->size || r->size > q->max || r->size & (r->size - 1))
-		return err_set(err, EINVAL, "virtq.size: %u, while this queue has up to %u", r->size,
-			       q->max);
+		return err_set(err, EINVAL, "virtq.size: %u, while this queue has up to %u",
+			       r->size, q->max);
 	if (r->ready > 1)
 		return err_set(err, EINVAL, "virtq.ready: %u", r->ready);
 	if (r->signalled_valid > 1)

@@ -37,14 +37,14 @@ extern const struct state_desc virtq_state;
 struct virtq {
 	struct virtq_regs regs;
 	struct gmem *mem;
-	uint16_t max;    /* size offered */
-	uint16_t index;  /* in its device */
+	uint16_t max;     /* size offered */
+	uint16_t index;   /* in its device */
 	uint16_t vectors; /* MSI-X vectors its transport has */
-	bool event_idx;  /* VIRTIO_F_EVENT_IDX negotiated */
-	bool indirect;   /* VIRTIO_F_INDIRECT_DESC negotiated */
-	bool broken;     /* until reset */
+	bool event_idx;   /* VIRTIO_F_EVENT_IDX negotiated */
+	bool indirect;    /* VIRTIO_F_INDIRECT_DESC negotiated */
+	bool broken;      /* until reset */
 	struct event kick;
-	uint16_t in_flight;               /* popped and not pushed; never above size */
+	uint16_t in_flight;                 /* popped and not pushed; never above size */
 	uint64_t busy[VIRTQ_SIZE_MAX / 64]; /* heads in flight: the same one twice is refused */
 };
 

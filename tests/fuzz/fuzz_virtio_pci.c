@@ -106,8 +106,10 @@ static void common_write(struct rig *r)
 {
 	static const struct {
 		uint8_t off, len;
-	} field[] = { { 0x00, 4 }, { 0x08, 4 }, { 0x0c, 4 }, { 0x10, 2 }, { 0x14, 1 }, { 0x16, 2 },
-		      { 0x18, 2 }, { 0x1a, 2 }, { 0x1c, 2 }, { 0x20, 8 }, { 0x28, 8 }, { 0x30, 8 } };
+	} field[] = {
+		{ 0x00, 4 }, { 0x08, 4 }, { 0x0c, 4 }, { 0x10, 2 }, { 0x14, 1 }, { 0x16, 2 },
+		{ 0x18, 2 }, { 0x1a, 2 }, { 0x1c, 2 }, { 0x20, 8 }, { 0x28, 8 }, { 0x30, 8 }
+	};
 	struct storm *s = &r->s;
 	const unsigned i = storm_take(s, 1) % (sizeof(field) / sizeof(field[0]));
 	uint64_t v = storm_take(s, 4);

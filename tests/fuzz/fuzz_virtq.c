@@ -11,8 +11,8 @@
 #include "base/log.h"
 #include "tests/unit/virtio_driver.h"
 
-#define PAGES	  16
-#define RAM	  (PAGES * 4096u)
+#define PAGES     16
+#define RAM       (PAGES * 4096u)
 #define STEPS_MAX 512
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -288,8 +288,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	log_set_level(LOG_ERR);
 	vd_ram_init(&r.ram, RAM);
 	r.second = aligned_alloc(4096, 4096);
-	BUG_ON(!r.second ||
-	       gmem_add_borrowed(r.ram.mem, VD_RAM_BASE + RAM, 4096, r.second, NULL));
+	BUG_ON(!r.second || gmem_add_borrowed(r.ram.mem, VD_RAM_BASE + RAM, 4096, r.second, NULL));
 	memset(r.second, 0, 4096);
 	gmem_dirty_start(r.ram.mem, NULL);
 	BUG_ON(virtq_init(&r.q, r.ram.mem, 0, VIRTQ_SIZE_MAX, NULL));

@@ -13,14 +13,14 @@
 #include "tests/unit/virtio_driver.h"
 #include "tests/unit/virtio_toy.h"
 
-#define STORM_RAM	 (1u << 16)
-#define STORM_BUFFERS	 (VD_RAM_BASE + STORM_RAM / 2)
-#define STORM_QUEUES	 3
-#define STORM_SIZE	 8
+#define STORM_RAM        (1u << 16)
+#define STORM_BUFFERS    (VD_RAM_BASE + STORM_RAM / 2)
+#define STORM_QUEUES     3
+#define STORM_SIZE       8
 #define STORM_CONFIG_LEN 12
-#define STORM_STEPS_MAX	 256
-#define STORM_TURNS_MAX	 4096
-#define STORM_STEPS	 8 /* of storm_step() */
+#define STORM_STEPS_MAX  256
+#define STORM_TURNS_MAX  4096
+#define STORM_STEPS      8 /* of storm_step() */
 
 struct storm {
 	const uint8_t *at; /* the input */

@@ -12,11 +12,11 @@
 #include "tests/unit/virtio_driver.h"
 #include "tests/unit/virtio_toy.h"
 
-#define QUEUES	   3
-#define SIZE	   8
+#define QUEUES     3
+#define SIZE       8
 #define CONFIG_LEN 20
-#define UP                                                                                         \
-	(VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_FEATURES_OK |            \
+#define UP                                                                              \
+	(VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_FEATURES_OK | \
 	 VIRTIO_STATUS_DRIVER_OK)
 
 struct fixture {
@@ -67,7 +67,8 @@ static void poll_all(struct fixture *f)
 
 static int post(struct fixture *f, unsigned q)
 {
-	return vd_add(&f->d[q], (struct vd_seg[]){ VD_OUT(f->buf, 8), VD_IN(f->buf + 64, 8) }, 2, 0);
+	return vd_add(&f->d[q], (struct vd_seg[]){ VD_OUT(f->buf, 8), VD_IN(f->buf + 64, 8) }, 2,
+		      0);
 }
 
 static bool collect(struct fixture *f, unsigned q)
@@ -112,6 +113,8 @@ static void status_bits_are_not_cleared_or_made_up(void **state)
 	assert_int_equal(vd_get_status(f->v), UP);
 	vd_set_status(f->v, VIRTIO_STATUS_NEEDS_RESET); /* not 0: no reset either */
 	assert_int_equal(vd_get_status(f->v), UP);
+	vd_set_status(f->v, VIRTIO_STATUS_FAILED); /* would clear the others */
+	assert_int_equal(vd_get_status(f->v), UP);
 	vd_set_status(f->v, UP | VIRTIO_STATUS_FAILED);
 	assert_int_equal(vd_get_status(f->v), UP | VIRTIO_STATUS_FAILED);
 }
@@ -129,7 +132,7 @@ static void features_are_checked(void **state)
 
 	vd_set_status(v, before);
 	assert_int_equal(vd_get_status(v), before); /* two steps at once are in order */
-	vd_set_features(v, TOY_FEATURE); /* no VERSION_1: a legacy driver */
+	vd_set_features(v, TOY_FEATURE);            /* no VERSION_1: a legacy driver */
 	vd_set_status(v, before | VIRTIO_STATUS_FEATURES_OK);
 	assert_int_equal(vd_get_status(v), before);
 	vd_set_features(v, VIRTIO_F_VERSION_1 | VIRTIO_F_RING_RESET);
@@ -247,6 +250,10 @@ static void a_queue_may_be_given_up_before_driver_ok(void **state)
 	assert_true(vd_negotiate(v, 0));
 	vd_enable_queue(v, &f->d[0]);
 	assert_int_equal(v->queues[0].regs.ready, 1);
+	virtio_set_queue_size(v, 4);
+	vd_set_addr(v, &v->queues[0].regs.desc, 0);
+	assert_int_equal(v->queues[0].regs.size, SIZE);
+	assert_int_equal(v->queues[0].regs.desc, f->d[0].desc);
 	virtio_set_queue_ready(v, 0);
 	assert_int_equal(v->queues[0].regs.ready, 0);
 	virtio_set_queue_size(v, 4);
@@ -800,12 +807,12 @@ static void state_is_validated(void **state)
 	const struct virtio_regs good = f->v->regs;
 
 	assert_int_equal(load_regs(f, &good, &err), 0);
-#define REFUSED(member, value)                                                                     \
-	do {                                                                                       \
-		struct virtio_regs bad = good;                                                     \
-		bad.member = (value);                                                              \
-		assert_int_equal(load_regs(f, &bad, &err), -EINVAL);                               \
-		assert_non_null(strstr(err.msg, #member));                                         \
+#define REFUSED(member, value)                                       \
+	do {                                                         \
+		struct virtio_regs bad = good;                       \
+		bad.member = (value);                                \
+		assert_int_equal(load_regs(f, &bad, &err), -EINVAL); \
+		assert_non_null(strstr(err.msg, #member));           \
 	} while (0)
 	REFUSED(status, VIRTIO_STATUS_DRIVER_OK);
 	REFUSED(status, UP & ~VIRTIO_STATUS_FEATURES_OK);
@@ -826,8 +833,9 @@ static void init_refuses_nonsense(void **state)
 	static const unsigned queues[] = { 0, VIRTIO_QUEUES_MAX + 1 };
 
 	for (int i = 0; i < 2; i++) {
-		assert_int_equal(virtio_init(&v, &toy_ops, "odd", f->ram.mem, f->loop, 0, queues[i], 8,
-					     &err), -EINVAL);
+		assert_int_equal(virtio_init(&v, &toy_ops, "odd", f->ram.mem, f->loop, 0, queues[i],
+					     8, &err),
+				 -EINVAL);
 		assert_non_null(strstr(err.msg, "odd"));
 	}
 	assert_int_equal(virtio_init(&v, &toy_ops, "odd", f->ram.mem, f->loop, 0, 1, 12, &err),
@@ -835,8 +843,9 @@ static void init_refuses_nonsense(void **state)
 	assert_non_null(strstr(err.msg, "odd"));
 
 	/* As many as there may be. */
-	assert_int_equal(virtio_init(&v, &toy_ops, "many", f->ram.mem, f->loop, 0, VIRTIO_QUEUES_MAX,
-				     256, &err), 0);
+	assert_int_equal(virtio_init(&v, &toy_ops, "many", f->ram.mem, f->loop, 0,
+				     VIRTIO_QUEUES_MAX, 256, &err),
+			 0);
 	virtio_fini(&v);
 }
 

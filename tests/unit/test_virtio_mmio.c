@@ -11,13 +11,13 @@
 #include "tests/unit/virtio_toy.h"
 #include "virtio/mmio.h"
 
-#define BASE	   0xc0001000u
-#define GSI	   7
-#define QUEUES	   3
-#define SIZE	   8
+#define BASE       0xc0001000u
+#define GSI        7
+#define QUEUES     3
+#define SIZE       8
 #define CONFIG_LEN 10
-#define UP                                                                                         \
-	(VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_FEATURES_OK |            \
+#define UP                                                                              \
+	(VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_FEATURES_OK | \
 	 VIRTIO_STATUS_DRIVER_OK)
 
 struct fixture {
@@ -201,8 +201,8 @@ static void a_wiring_without_kicks(void **state)
 	struct toy *t = toy_new(f->ram.mem, f->loop, QUEUES, SIZE, 0);
 
 	f->fw.refuse_kick = -ENOSPC;
-	assert_int_equal(virtio_mmio_attach(&t->v, &f->bus, BASE + 0x1000, GSI + 1, &f->fw.wiring, NULL),
-			 0);
+	assert_int_equal(
+		virtio_mmio_attach(&t->v, &f->bus, BASE + 0x1000, GSI + 1, &f->fw.wiring, NULL), 0);
 	/* The store comes through the bus all the same. */
 	uint32_t v = 1;
 
@@ -218,16 +218,19 @@ static void attach_that_fails_leaves_nothing(void **state)
 	struct err err = { 0 };
 	size_t kicks = f->fw.nkick, lines = f->fw.nline;
 
-	assert_int_equal(virtio_mmio_attach(&t->v, &f->bus, BASE, GSI, &f->fw.wiring, &err), -EEXIST);
+	assert_int_equal(virtio_mmio_attach(&t->v, &f->bus, BASE, GSI, &f->fw.wiring, &err),
+			 -EEXIST);
 	assert_non_null(strstr(err.msg, "toy0"));
 	assert_null(t->v.transport);
 	f->fw.refuse_line = -EBUSY;
-	assert_int_equal(virtio_mmio_attach(&t->v, &f->bus, BASE + 0x1000, GSI, &f->fw.wiring, &err),
+	assert_int_equal(virtio_mmio_attach(&t->v, &f->bus, BASE + 0x1000, GSI, &f->fw.wiring,
+					    &err),
 			 -EBUSY);
 	assert_int_equal(f->fw.nkick, kicks);
 	assert_int_equal(f->fw.nline, lines);
 	f->fw.refuse_line = 0;
-	assert_int_equal(virtio_mmio_attach(&t->v, &f->bus, BASE + 0x1000, GSI, &f->fw.wiring, &err), 0);
+	assert_int_equal(
+		virtio_mmio_attach(&t->v, &f->bus, BASE + 0x1000, GSI, &f->fw.wiring, &err), 0);
 	t->v.dev.ops->free(&t->v.dev);
 }
 
@@ -275,9 +278,9 @@ static void widths_and_holes(void **state)
 	assert_int_equal(f->v->regs.status, 0);
 	assert_int_equal(f->v->regs.queue_select, 0);
 	/* Write-only registers, queue reset (not offered) and holes read 0. */
-	static const uint16_t zero[] = { 0x014, 0x018, 0x01c, 0x020, 0x024, 0x028, 0x030, 0x038, 0x03c,
-					 0x040, 0x048, 0x050, 0x064, 0x074, 0x080, 0x084, 0x090, 0x0a4,
-					 0x0ac, 0x0c0, 0x0f8 };
+	static const uint16_t zero[] = { 0x014, 0x018, 0x01c, 0x020, 0x024, 0x028, 0x030,
+					 0x038, 0x03c, 0x040, 0x048, 0x050, 0x064, 0x074,
+					 0x080, 0x084, 0x090, 0x0a4, 0x0ac, 0x0c0, 0x0f8 };
 
 	for (size_t i = 0; i < sizeof(zero) / sizeof(zero[0]); i++)
 		assert_int_equal(rd(f, zero[i]), 0);
@@ -354,7 +357,8 @@ static void configuration(void **state)
 		for (unsigned off = 0; off + len <= 0x100; off++) {
 			assert_int_equal(bus_read(&f->bus, BASE + 0x100 + off, b, len), 0);
 			for (unsigned i = 0; i < len; i++)
-				assert_int_equal(b[i], off + i < CONFIG_LEN ? 0x80 + off + i : 0xff);
+				assert_int_equal(b[i],
+						 off + i < CONFIG_LEN ? 0x80 + off + i : 0xff);
 		}
 	}
 	assert_int_equal(bus_write(&f->bus, BASE + 0x102, "ab", 2), 0);

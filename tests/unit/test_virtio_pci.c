@@ -11,17 +11,17 @@
 #include "tests/unit/virtio_toy.h"
 #include "virtio/pci.h"
 
-#define ECAM	   0xb0000000u
-#define BARS	   UINT64_C(0x4000000000)
+#define ECAM       0xb0000000u
+#define BARS       UINT64_C(0x4000000000)
 #define BARS_SIZE  (UINT64_C(1) << 30)
-#define SLOT	   3
-#define QUEUES	   3
-#define VECTORS	   (QUEUES + 1)
-#define SIZE	   8
+#define SLOT       3
+#define QUEUES     3
+#define VECTORS    (QUEUES + 1)
+#define SIZE       8
 #define CONFIG_LEN 10
 #define MSI_ADDR   0xfee01000u
-#define UP                                                                                         \
-	(VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_FEATURES_OK |            \
+#define UP                                                                              \
+	(VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_FEATURES_OK | \
 	 VIRTIO_STATUS_DRIVER_OK)
 
 enum { COMMON = 1, NOTIFY, ISR, DEVICE, PCI_CFG };
@@ -57,8 +57,8 @@ static void cfg_access(struct fixture *f, bool write, unsigned off, void *data, 
 {
 	uint64_t at = ECAM + (SLOT << 15) + off;
 
-	assert_int_equal(write ? bus_write(&f->mmio, at, data, len) :
-				 bus_read(&f->mmio, at, data, len), 0);
+	assert_int_equal(
+		write ? bus_write(&f->mmio, at, data, len) : bus_read(&f->mmio, at, data, len), 0);
 }
 
 static uint32_t cfg_rd(struct fixture *f, unsigned off, unsigned len)
@@ -302,7 +302,7 @@ static void identity(void **state)
 	assert_int_equal(cfg_rd(f, 2, 2), 0x1040 + TOY_ID);
 	assert_int_equal(cfg_rd(f, 8, 1), 1);
 	assert_true(cfg_rd(f, 0x2e, 2) >= 0x40);
-	assert_int_equal(cfg_rd(f, 0x3d, 1), 0); /* no INTx pin */
+	assert_int_equal(cfg_rd(f, 0x3d, 1), 0);      /* no INTx pin */
 	assert_int_equal(cfg_rd(f, 0x10, 4) & 15, 4); /* 64-bit memory */
 }
 
@@ -682,8 +682,8 @@ static void the_window_points_anywhere(void **state)
 {
 	struct fixture *f = *state;
 	const unsigned data = f->cap[PCI_CFG].at + 16;
-	static const uint32_t offs[] = { 0x7ffd, 0x7ffe, 0x7fff, 0x8000, 0xffff, 0x80000000,
-					 0xfffffffc, 0xffffffff };
+	static const uint32_t offs[] = { 0x7ffd, 0x7ffe,     0x7fff,     0x8000,
+					 0xffff, 0x80000000, 0xfffffffc, 0xffffffff };
 	static const uint32_t lens[] = { 0, 3, 5, 8, 64, 0x80000000, 0xffffffff };
 	const struct virtio_regs before = f->v->regs;
 

@@ -28,7 +28,7 @@
 
 #define VD_RAM_BASE 0x100000 /* nothing below it: 0 and small addresses are not RAM */
 
-#define VD_NEXT	    1
+#define VD_NEXT     1
 #define VD_WRITE    2
 #define VD_INDIRECT 4
 
@@ -80,8 +80,14 @@ struct vd_seg {
 	uint32_t len;
 	bool write; /* by the device */
 };
-#define VD_OUT(at, n) { (at), (n), false }
-#define VD_IN(at, n)  { (at), (n), true }
+#define VD_OUT(at, n)            \
+	{                        \
+		(at), (n), false \
+	}
+#define VD_IN(at, n)            \
+	{                       \
+		(at), (n), true \
+	}
 
 struct vd_desc {
 	uint64_t addr;
@@ -98,8 +104,8 @@ struct vd_queue {
 	uint16_t published; /* the ring's index */
 	uint16_t last_used; /* used entries collected */
 	uint16_t nfree;
-	bool busy[VIRTQ_SIZE_MAX];	   /* descriptor belongs to a chain */
-	uint16_t next[VIRTQ_SIZE_MAX];	   /* our own copy: the device is not trusted either */
+	bool busy[VIRTQ_SIZE_MAX];          /* descriptor belongs to a chain */
+	uint16_t next[VIRTQ_SIZE_MAX];      /* our own copy: the device is not trusted either */
 	uint16_t chain_len[VIRTQ_SIZE_MAX]; /* by head */
 };
 
@@ -317,8 +323,8 @@ static inline bool vd_negotiate(struct virtio *v, uint64_t features)
 	vd_set_status(v, VIRTIO_STATUS_ACKNOWLEDGE);
 	vd_set_status(v, VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER);
 	vd_set_features(v, features | VIRTIO_F_VERSION_1);
-	vd_set_status(v, VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER |
-				 VIRTIO_STATUS_FEATURES_OK);
+	vd_set_status(v,
+		      VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_FEATURES_OK);
 	return vd_get_status(v) & VIRTIO_STATUS_FEATURES_OK;
 }
 

@@ -10,7 +10,7 @@
 
 #include "virtio/device.h"
 
-#define TOY_ID	      42 /* no such device */
+#define TOY_ID        42 /* no such device */
 #define TOY_FEATURE   (UINT64_C(1) << 5)
 #define TOY_FEATURE_2 (UINT64_C(1) << 40 >> 1) /* bit 39: in the second word */
 
