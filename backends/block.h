@@ -40,7 +40,8 @@ struct block;
 
 struct block_ops {
 	const char *name; /* "io_uring", "threads", "ram" */
-	int (*attach)(struct block *b, struct loop *loop, struct err *err); /* once, before requests */
+	int (*attach)(struct block *b, struct loop *loop,
+		      struct err *err); /* once, before requests */
 	void (*queue)(struct block *b, struct block_request *r);
 	void (*submit)(struct block *b); /* everything queued, in as few system calls as it takes */
 	void (*free)(struct block *b);   /* nothing in flight; closes and unlocks */
@@ -73,9 +74,13 @@ struct block_options {
 	bool direct;       /* O_DIRECT */
 	bool writethrough; /* O_DSYNC: a write is done when it is on stable storage */
 	bool discard;      /* offer discard and unmapping write-zeroes where the host can */
-	bool unlocked;     /* a migration comes in: its source holds the lock, ops->lock() comes later */
+	/*
+	 * A migration comes in: its source holds the lock, ops->lock() comes later. A block device is
+	 * then open without O_EXCL, which cannot be had afterwards.
+	 */
+	bool unlocked;
 	enum block_aio aio;
-	unsigned depth;    /* requests in flight at most */
+	unsigned depth; /* requests in flight at most */
 };
 
 /*

@@ -35,7 +35,11 @@ static int run_request(struct block_file *f, struct block_request *r)
 			block_file_drop(f, r);
 			return rc;
 		}
-		rc = block_file_advance(f, r, &s, block_file_call(f, &s));
+		int64_t result = block_file_call(f, &s);
+
+		if (result == -EAGAIN)
+			nanosleep(&wait, NULL);
+		rc = block_file_advance(f, r, &s, result);
 	} while (rc > 0);
 	return rc;
 }

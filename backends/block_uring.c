@@ -174,21 +174,28 @@ static void on_ring(struct loop_watch *w, uint32_t events)
 		(struct block_uring *)((char *)w - offsetof(struct block_uring, watch));
 	struct block_list again = { 0 };
 	struct io_uring_cqe *cqes[REAP];
+	bool refused = false;
 	unsigned n;
 
 	u->in_pass = true;
 	block_pass_begin(&u->f.b);
 	/* Ends: nothing is submitted in here, so at most depth completions come. */
 	while ((n = io_uring_peek_batch_cqe(&u->ring, cqes, REAP))) {
-		for (unsigned i = 0; i < n; i++)
+		for (unsigned i = 0; i < n; i++) {
+			refused |= cqes[i]->res == -EAGAIN;
 			complete(u, io_uring_cqe_get_data(cqes[i]), cqes[i]->res, &again);
+		}
 		io_uring_cq_advance(&u->ring, n);
 	}
 	block_list_move(&again, &u->pending);
 	u->pending = again;
 	block_pass_end(&u->f.b);
 	u->in_pass = false;
-	go(u);
+	/* A host that says "not now" is not asked again at once. */
+	if (refused)
+		loop_timer_arm(&u->retry, RETRY_NS, 0);
+	else
+		go(u);
 }
 
 /* ---- coming and going ---- */
