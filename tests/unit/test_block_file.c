@@ -803,6 +803,7 @@ static int work_sandboxed(const char *path, enum block_aio aio, bool direct)
 	struct err err = { 0 };
 	uint8_t *buf = malloc(MIB);
 
+	sandbox_prepare();
 	rig_open(&g, &(struct block_options){
 			     .path = path, .aio = aio, .discard = true, .direct = direct });
 	if (loop_thread_start(g.loop, "io", &err) || sandbox_enter(&err))
