@@ -9,6 +9,10 @@
  * A request may end up dropping any client, its own sender too: an event that does not fit any more.
  * So clients are marked dead first and freed when no function of ours is at work on them (`busy`).
  *
+ * Descriptors may come along (SCM_RIGHTS): this process can open no file and connect nowhere, its
+ * clients can. They wait for a request that takes them, a bounded number, and are closed when no
+ * request is left.
+ *
  * Messages are separated by newlines, which JSON text never needs: no length to believe, and a
  * person can type them into socat.
  */
@@ -29,6 +33,8 @@
 #include "vmm/control.h"
 #include "vmm/control_methods.h"
 #include "vmm/control_name.h"
+#include "vmm/job.h"
+#include "vmm/vm.h"
 
 #define CLIENTS_MAX     64
 #define LINE_ROOM       (1u << 20) /* bytes of one message, without its newline */
@@ -45,6 +51,7 @@ struct client {
 	int fd;
 	bool dead;    /* to be freed */
 	bool closing; /* has sent all it will; dropped when the last answer is out */
+	struct control_peer peer;
 
 	char *in;
 	size_t in_len, in_room;
@@ -61,6 +68,7 @@ struct control {
 	struct control_name name;
 	struct client *clients;
 	unsigned nclients;
+	uint64_t last_number;
 	unsigned busy;
 	struct log_limit complaints;
 };
@@ -76,7 +84,10 @@ static void client_drop(struct client *c)
 	c->dead = true;
 	loop_remove(&c->watch);
 	fd_close(&c->fd);
+	control_peer_close_fds(&c->peer);
 	c->control->nclients--;
+	if (c->control->target.vm)
+		job_owner_gone(c->control->target.vm->job, c->peer.number);
 }
 
 static void reap(struct control *control)
@@ -186,17 +197,54 @@ static bool in_reserve(struct client *c)
 	return true;
 }
 
+/* Keep the descriptors that came with @msg for a request that wants them. */
+static void keep_fds(struct client *c, struct msghdr *msg)
+{
+	struct control_peer *p = &c->peer;
+
+	if (msg->msg_flags & MSG_CTRUNC)
+		p->fds_lost = true;
+	for (struct cmsghdr *h = CMSG_FIRSTHDR(msg); h; h = CMSG_NXTHDR(msg, h)) {
+		if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (size_t i = 0; i < (h->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(h) + i * sizeof(int), sizeof(int));
+			if (p->nfds < CONTROL_FDS_MAX) {
+				p->fds[p->nfds++] = fd;
+				continue;
+			}
+			p->fds_lost = true;
+			close(fd);
+		}
+	}
+}
+
 static void client_read(struct client *c)
 {
+	union {
+		char room[CMSG_SPACE(sizeof(int) * CONTROL_FDS_MAX)];
+		struct cmsghdr align;
+	} fds;
 	ssize_t n;
 
 	if (!in_reserve(c)) {
 		client_drop(c);
 		return;
 	}
-	do
-		n = recv(c->fd, c->in + c->in_len, READ_PIECE, MSG_DONTWAIT);
-	while (n < 0 && errno == EINTR);
+	struct iovec iov = { c->in + c->in_len, READ_PIECE };
+	struct msghdr msg;
+
+	do {
+		msg = (struct msghdr){ .msg_iov = &iov,
+				       .msg_iovlen = 1,
+				       .msg_control = fds.room,
+				       .msg_controllen = sizeof(fds) };
+		n = recvmsg(c->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	} while (n < 0 && errno == EINTR);
+	if (n >= 0)
+		keep_fds(c, &msg);
 	if (n > 0)
 		c->in_len += (size_t)n;
 	else if (n < 0 && errno != EAGAIN)
@@ -238,8 +286,12 @@ static void answer(struct client *c, const char *text, size_t len)
 {
 	if (is_blank(text, len))
 		return;
-	struct json_object *o = jsonrpc_answer(control_methods, &c->control->target, text, len);
+	struct control_target *t = &c->control->target;
 
+	t->peer = &c->peer;
+	struct json_object *o = jsonrpc_answer(control_methods, t, text, len);
+
+	t->peer = NULL;
 	if (o)
 		client_send_object(c, o);
 }
@@ -268,6 +320,9 @@ static bool client_serve(struct client *c)
 	}
 	if (!c->dead && c->scanned > LINE_ROOM)
 		too_long(c);
+	/* No request is left that could want them. */
+	if (!c->in_len)
+		control_peer_close_fds(&c->peer);
 	if (!c->in_len && c->in_room > READ_PIECE) {
 		ptr_free(&c->in);
 		c->in_room = 0;
@@ -349,6 +404,7 @@ static void on_listener(struct loop_watch *w, uint32_t events)
 		return;
 	c->control = control;
 	c->fd = fd;
+	c->peer.number = ++control->last_number;
 	if (loop_add(control->loop, &c->watch, fd, EPOLLIN, on_client)) {
 		free(c);
 		return;

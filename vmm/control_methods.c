@@ -81,6 +81,28 @@ static int info(void *opaque, struct json_object *params, struct json_object **r
 	return 0;
 }
 
+/* ---- descriptors that came with a request ---- */
+
+void control_peer_close_fds(struct control_peer *p)
+{
+	while (p->nfds)
+		close(p->fds[--p->nfds]);
+	p->fds_lost = false;
+}
+
+int control_peer_take_fds(struct control_peer *p, int fds[CONTROL_FDS_MAX])
+{
+	unsigned n = p->nfds;
+
+	if (p->fds_lost) {
+		control_peer_close_fds(p);
+		return -EMFILE;
+	}
+	memcpy(fds, p->fds, n * sizeof(*fds));
+	p->nfds = 0;
+	return (int)n;
+}
+
 /* ---- stats ---- */
 
 static void put_stat(void *arg, const char *key, uint64_t value)
@@ -261,6 +283,8 @@ static int quit(void *opaque, struct json_object *params, struct json_object **r
 	return 0;
 }
 
+/* ---- snapshots and migrations: control_jobs.c ---- */
+
 const struct jsonrpc_method control_methods[] = {
 	{ "info", info },
 	{ "stats", stats },
@@ -269,5 +293,7 @@ const struct jsonrpc_method control_methods[] = {
 	{ "power-button", power_button },
 	{ "reset", reset_vm },
 	{ "quit", quit },
+	{ "cancel", control_cancel },
+	{ "migrate-cancel", control_cancel },
 	{ NULL, NULL },
 };

@@ -4,6 +4,9 @@
 #ifndef VMM_CONTROL_METHODS_H
 #define VMM_CONTROL_METHODS_H
 
+#include <stdbool.h>
+#include <stdint.h>
+
 #include "vmm/jsonrpc.h"
 
 struct vm;
@@ -14,12 +17,35 @@ struct vm;
 #define CONTROL_UNSUPPORTED -32003 /* this machine has no such thing */
 #define CONTROL_LIMIT       -32004 /* too many clients */
 
+#define CONTROL_FDS_MAX 32 /* descriptors that come with a request */
+
+/* Who asks, and the descriptors that came along and nobody has taken. */
+struct control_peer {
+	uint64_t number; /* from 1, never used again */
+	int fds[CONTROL_FDS_MAX];
+	unsigned nfds;
+	bool fds_lost; /* there were more than fit */
+};
+
 /* What the methods' opaque points to. */
 struct control_target {
 	struct vm *vm;
-	int statm_fd; /* /proc/self/statm, opened before the sandbox; -1: not there */
+	int statm_fd;              /* /proc/self/statm, opened before the sandbox; -1: not there */
+	struct control_peer *peer; /* while a request is answered */
 };
 
 extern const struct jsonrpc_method control_methods[]; /* ended by a NULL name */
+
+/* Close what is left; take them all into @fds: how many there were, or -EMFILE if some got lost. */
+void control_peer_close_fds(struct control_peer *p);
+int control_peer_take_fds(struct control_peer *p, int fds[CONTROL_FDS_MAX]);
+
+/* control_jobs.c */
+int control_snapshot(void *opaque, struct json_object *params, struct json_object **result,
+		     struct err *err);
+int control_migrate(void *opaque, struct json_object *params, struct json_object **result,
+		    struct err *err);
+int control_cancel(void *opaque, struct json_object *params, struct json_object **result,
+		   struct err *err);
 
 #endif

@@ -17,11 +17,18 @@
 #include "base/log.h"
 #include "devices/ged.h"
 #include "vmm/exit_status.h"
+#include "vmm/job.h"
 #include "vmm/memslots.h"
 #include "vmm/vm.h"
 
-enum vm_power { VM_POWER_NONE, VM_POWER_OFF, VM_POWER_RESET, VM_POWER_EXIT, VM_POWER_CRASH,
-		VM_POWER_FAILED };
+enum vm_power {
+	VM_POWER_NONE,
+	VM_POWER_OFF,
+	VM_POWER_RESET,
+	VM_POWER_EXIT,
+	VM_POWER_CRASH,
+	VM_POWER_FAILED
+};
 
 void vm_emit(struct vm *vm, const char *event, struct json_object *params)
 {
@@ -195,7 +202,8 @@ void vm_pause(struct vm *vm)
 {
 	if (vm->state != VM_RUNNING)
 		return;
-	quiesce(vm);
+	if (!vm->held)
+		quiesce(vm);
 	vm->state = VM_PAUSED;
 	vm_emit(vm, "paused", NULL);
 }
@@ -205,8 +213,33 @@ void vm_resume(struct vm *vm)
 	if (vm->state != VM_PAUSED)
 		return;
 	vm->state = VM_RUNNING;
-	run(vm);
+	if (!vm->held)
+		run(vm);
 	vm_emit(vm, "resumed", NULL);
+}
+
+int vm_hold(struct vm *vm, struct err *err)
+{
+	if (vm->state != VM_RUNNING && vm->state != VM_PAUSED)
+		return err_set(err, ECANCELED, "the machine is %s", vm_state_name(vm));
+	if (vm->state == VM_RUNNING)
+		quiesce(vm);
+	vm->held = true;
+	/* Its vCPUs are parked: nothing new can come after this look. */
+	if (atomic_load(&vm->power) == VM_POWER_NONE)
+		return 0;
+	/* The request holds the vCPUs until it is carried out, which the main loop does next. */
+	vm->held = false;
+	return err_set(err, ECANCELED, "the guest has asked to be powered off or reset");
+}
+
+void vm_release(struct vm *vm)
+{
+	if (!vm->held)
+		return;
+	vm->held = false;
+	if (vm->state == VM_RUNNING)
+		run(vm);
 }
 
 static int discard_ram(struct vm *vm, struct err *err)
@@ -227,6 +260,9 @@ int vm_reset(struct vm *vm, struct err *err)
 
 	if (before != VM_RUNNING && before != VM_PAUSED)
 		return err_set(err, EBUSY, "the machine is not running");
+	job_end(vm->job, "the machine is reset");
+	if (vm->state == VM_STOPPED)
+		return 0; /* the job had gone too far, and has ended it */
 	if (before == VM_RUNNING)
 		quiesce(vm);
 	for (unsigned i = 0; i < vm->ndevices; i++)
@@ -257,8 +293,12 @@ void vm_stop(struct vm *vm, int status, const char *reason)
 {
 	if (vm->state == VM_STOPPED)
 		return;
+	job_end(vm->job, "the machine ends");
+	if (vm->state == VM_STOPPED)
+		return; /* the job had gone too far, and has ended it itself */
 	if (vm->state == VM_RUNNING)
 		quiesce(vm);
+	vm->held = false;
 	vm->state = VM_STOPPED;
 	vm->status = status;
 	vm->stop_reason = reason;
@@ -381,6 +421,9 @@ static int build(struct vm *vm, struct err *err)
 	rc = loop_add(vm->loop, &vm->request_watch, vm->request.fd, EPOLLIN, on_request);
 	if (rc)
 		return err_set_sys(err, rc, "cannot watch the machine's requests");
+	vm->job = job_new(vm, err);
+	if (!vm->job)
+		return err->code;
 	rc = notify_init(&vm->notify, vm->kvm.any_length_kicks, on_wire_power, vm, err);
 	if (rc)
 		return rc;
@@ -404,10 +447,9 @@ struct vm *vm_new(const struct config *c, struct loop *main_loop, vm_event_fn on
 	vm->request_watch.fd = -1;
 	bus_init(&vm->mmio);
 	bus_init(&vm->pio);
-	vm->vcpus = (struct vcpus){ .mmio = &vm->mmio,
-				    .pio = &vm->pio,
-				    .on_stop = on_vcpu_stop,
-				    .opaque = vm };
+	vm->vcpus = (struct vcpus){
+		.mmio = &vm->mmio, .pio = &vm->pio, .on_stop = on_vcpu_stop, .opaque = vm
+	};
 	if (build(vm, err)) {
 		vm_free(vm);
 		return NULL;
@@ -419,6 +461,7 @@ void vm_free(struct vm *vm)
 {
 	if (!vm)
 		return;
+	job_free(vm->job);
 	vcpus_destroy(&vm->vcpus);
 	machine_free(vm);
 	power_cut(vm);

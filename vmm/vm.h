@@ -33,6 +33,7 @@ enum vm_state { VM_CREATED, VM_RUNNING, VM_PAUSED, VM_STOPPED };
 
 struct console;
 struct ged;
+struct job;
 struct monitor;
 struct pci_bus;
 struct uart16550;
@@ -65,11 +66,14 @@ struct vm {
 	unsigned nslots; /* PCI slots taken by virtio devices */
 	struct ged *ged;
 	struct uart16550 *serial;
-	struct console *console; /* the serial port's other end; freed last, it restores the terminal */
+	struct console
+		*console; /* the serial port's other end; freed last, it restores the terminal */
 	struct monitor *monitor; /* the prompt on the console */
+	struct job *job;         /* snapshots and migrations */
 	struct device_listener listener;
 
 	enum vm_state state;
+	bool held; /* stands still for a job; state says what it is for everybody else */
 	struct timespec started; /* CLOCK_MONOTONIC */
 	unsigned resets;
 
@@ -100,8 +104,7 @@ int vm_start(struct vm *vm, struct err *err); /* power on; paused if so configur
  * cannot do.
  */
 struct vm *vm_new_from(const struct config *c, const struct vm_header *h, int memory_fd,
-		       struct loop *main_loop, vm_event_fn on_event, void *opaque,
-		       struct err *err);
+		       struct loop *main_loop, vm_event_fn on_event, void *opaque, struct err *err);
 
 /*
  * Instead of vm_start(): the KVM VM and its vCPUs, nothing loaded. Receivers of a migration call it
@@ -114,6 +117,15 @@ int vm_start_loaded(struct vm *vm, struct stream *state, enum vm_clock clock, bo
 		    struct err *err);
 void vm_pause(struct vm *vm);
 void vm_resume(struct vm *vm);
+
+/*
+ * Stand still for a moment, on behalf of a job: vCPUs parked, devices quiet, vm->state as before and
+ * nobody told. Until vm_release() vm_pause() and vm_resume() only note what shall be then.
+ * -ECANCELED: the guest has just asked for power off or a reset, and that comes first.
+ */
+int vm_hold(struct vm *vm, struct err *err);
+void vm_release(struct vm *vm); /* run on, or stay paused */
+
 int vm_reset(struct vm *vm, struct err *err);
 void vm_power_button(struct vm *vm);
 

@@ -611,6 +611,105 @@ static void test_documented(void **state)
 	assert_int_equal(n, all);
 }
 
+/* ---- descriptors ---- */
+
+static void tell_with_fds(int fd, const char *text, const int *fds, unsigned n)
+{
+	union {
+		char room[CMSG_SPACE(sizeof(int) * 64)];
+		struct cmsghdr align;
+	} c = { { 0 } };
+	struct iovec iov = { (char *)text, strlen(text) };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = c.room,
+			      .msg_controllen = CMSG_SPACE(sizeof(int) * n) };
+	struct cmsghdr *h = CMSG_FIRSTHDR(&msg);
+
+	h->cmsg_level = SOL_SOCKET;
+	h->cmsg_type = SCM_RIGHTS;
+	h->cmsg_len = CMSG_LEN(sizeof(int) * n);
+	memcpy(CMSG_DATA(h), fds, sizeof(int) * n);
+	assert_int_equal(sendmsg(fd, &msg, 0), (ssize_t)strlen(text));
+}
+
+/* The other end of a pipe whose writing end was handed over: closed there? */
+static bool is_closed(int reading)
+{
+	struct pollfd p = { .fd = reading, .events = POLLIN };
+
+	return poll(&p, 1, 0) == 1 && p.revents & POLLHUP;
+}
+
+/* Whatever comes along with a request that does not want it is closed, how ever many. */
+static void test_unwanted_fds(void **state)
+{
+	static const char info[] = "{\"jsonrpc\":\"2.0\",\"method\":\"pause\",\"id\":1}\n";
+	struct bench *b = *state;
+	int pipes[3][2], many[64], fd = client(b);
+
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(pipe(pipes[i]), 0);
+	tell_with_fds(fd, info, &pipes[0][1], 1);
+	close(pipes[0][1]);
+	assert_non_null(next_line(b, fd));
+	settle(b);
+	assert_true(is_closed(pipes[0][0]));
+
+	for (int i = 0; i < 64; i++)
+		many[i] = pipes[1][1];
+	tell_with_fds(fd, info, many, 20);
+	tell_with_fds(fd, info, many, 64);
+	close(pipes[1][1]);
+	assert_non_null(next_line(b, fd));
+	assert_non_null(next_line(b, fd));
+	settle(b);
+	assert_true(is_closed(pipes[1][0]));
+
+	/* half a request, then gone */
+	tell_with_fds(fd, "{\"jsonrpc\"", &pipes[2][1], 1);
+	close(pipes[2][1]);
+	settle(b);
+	assert_false(is_closed(pipes[2][0]));
+	close(fd);
+	settle(b);
+	assert_true(is_closed(pipes[2][0]));
+	for (int i = 0; i < 3; i++)
+		close(pipes[i][0]);
+}
+
+static void test_take_fds(void **state)
+{
+	struct control_peer p = { .number = 1 };
+	int fds[CONTROL_FDS_MAX], none[CONTROL_FDS_MAX];
+
+	assert_int_equal(control_peer_take_fds(&p, fds), 0);
+	p.fds[0] = dup(0);
+	p.fds[1] = dup(0);
+	p.nfds = 2;
+	assert_int_equal(control_peer_take_fds(&p, fds), 2);
+	assert_int_equal(control_peer_take_fds(&p, none), 0);
+	p.fds[0] = fds[0];
+	p.nfds = 1;
+	p.fds_lost = true;
+	assert_int_equal(control_peer_take_fds(&p, none), -EMFILE);
+	assert_int_equal(fcntl(fds[0], F_GETFD), -1); /* closed: half of them are of no use */
+	assert_int_equal(control_peer_take_fds(&p, none), 0);
+	close(fds[1]);
+}
+
+static void test_cancel_nothing(void **state)
+{
+	struct bench *b = *state;
+	int fd = client(b);
+
+	ask(b, fd, "cancel");
+	expect_line(b, fd,
+		    "{\"jsonrpc\":\"2.0\",\"error\":{\"code\":-32001,\"message\":\"there is "
+		    "nothing to cancel\"},\"id\":1}");
+	close(fd);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -630,6 +729,9 @@ int main(void)
 		T(test_too_many),
 		T(test_waits_until_served),
 		T(test_names),
+		T(test_unwanted_fds),
+		T(test_cancel_nothing),
+		cmocka_unit_test(test_take_fds),
 		cmocka_unit_test(test_documented),
 	};
 
