@@ -114,6 +114,7 @@ demo: ## boot a Debian guest to a login (without a terminal: log in, show the ma
 	@tools/demo
 
 check: ## set everything up and pass all tests; the last line counts them
+	@command -v $(PYTHON) >/dev/null || tools/setup test # which is written in Python
 	@tests/check
 
 bench: ## measure against a peer or a floor in the same run (tests/bench)
