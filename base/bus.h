@@ -27,8 +27,9 @@ struct region {
 	uint64_t base, size;
 	const struct region_ops *ops;
 	void *opaque;
-	pthread_mutex_t *lock; /* taken around read and write; NULL: the operations lock themselves */
-	const char *name;      /* borrowed, for messages */
+	pthread_mutex_t
+		*lock;    /* taken around read and write; NULL: the operations lock themselves */
+	const char *name; /* borrowed, for messages */
 };
 
 struct bus {

@@ -13,7 +13,7 @@
 #include "base/err.h"
 
 struct event {
-	int fd;                /* non-blocking, close-on-exec; -1: the counter counts */
+	int fd;                 /* non-blocking, close-on-exec; -1: the counter counts */
 	_Atomic unsigned count; /* signals not yet cleared, in counter mode */
 };
 

@@ -18,8 +18,8 @@
 #include "base/log.h"
 
 #define LINE_MAX_BYTES 1024
-#define BURST	       10 /* lines of one call site before the limit bites */
-#define SECOND	       UINT64_C(1000000000)
+#define BURST          10 /* lines of one call site before the limit bites */
+#define SECOND         UINT64_C(1000000000)
 
 static _Atomic int level_now = LOG_INFO;
 

@@ -34,10 +34,10 @@ void log_guest(struct log_limit *l, const char *fmt, ...) __attribute__((format(
 
 /* Our own bug; must be unreachable from guest, image, snapshot, stream or client bytes. */
 _Noreturn void bug(const char *file, int line, const char *what);
-#define BUG_ON(cond)                                                                               \
-	do {                                                                                       \
-		if (__builtin_expect(!!(cond), 0))                                                 \
-			bug(__FILE__, __LINE__, #cond);                                            \
+#define BUG_ON(cond)                                    \
+	do {                                            \
+		if (__builtin_expect(!!(cond), 0))      \
+			bug(__FILE__, __LINE__, #cond); \
 	} while (0)
 
 #endif

@@ -65,8 +65,7 @@ struct loop {
 static bool running_elsewhere(struct loop *l)
 {
 	pthread_mutex_lock(&l->lock);
-	bool elsewhere = l->running &&
-			 !(l->has_owner && pthread_equal(l->owner, pthread_self()));
+	bool elsewhere = l->running && !(l->has_owner && pthread_equal(l->owner, pthread_self()));
 
 	pthread_mutex_unlock(&l->lock);
 	return elsewhere;
@@ -92,8 +91,8 @@ struct loop *loop_new(struct err *err)
 	l->last = &l->first;
 	l->wake.fd = -1;
 	l->fd = epoll_create1(EPOLL_CLOEXEC);
-	int rc = l->fd < 0 ? err_set_sys(err, errno, "cannot make an event loop (see ulimit -n)")
-			   : event_init(&l->wake, err);
+	int rc = l->fd < 0 ? err_set_sys(err, errno, "cannot make an event loop (see ulimit -n)") :
+			     event_init(&l->wake, err);
 
 	if (!rc) {
 		rc = loop_add(l, &l->wake_watch, l->wake.fd, EPOLLIN, on_wake);
@@ -454,7 +453,8 @@ void loop_remove(struct loop_watch *w)
 
 static void on_timer(struct loop_watch *w, uint32_t events)
 {
-	struct loop_timer *t = (struct loop_timer *)((char *)w - offsetof(struct loop_timer, watch));
+	struct loop_timer *t =
+		(struct loop_timer *)((char *)w - offsetof(struct loop_timer, watch));
 	uint64_t times;
 
 	/* EAGAIN: disarmed or armed anew by a callback of the same batch. */

@@ -54,7 +54,7 @@ struct loop_watch {
 int loop_add(struct loop *l, struct loop_watch *w, int fd, uint32_t events,
 	     void (*on_ready)(struct loop_watch *w, uint32_t events));
 int loop_modify(struct loop_watch *w, uint32_t events); /* events 0: keep it, stay silent */
-void loop_remove(struct loop_watch *w);                  /* idempotent; no callback afterwards */
+void loop_remove(struct loop_watch *w);                 /* idempotent; no callback afterwards */
 
 struct loop_timer {
 	struct loop_watch watch;

@@ -10,8 +10,8 @@
 #include "base/err.h"
 
 struct kvm {
-	int fd;            /* /dev/kvm, kept: a reset makes a new VM from it */
-	size_t run_size;   /* bytes to map of each vCPU */
+	int fd;          /* /dev/kvm, kept: a reset makes a new VM from it */
+	size_t run_size; /* bytes to map of each vCPU */
 	unsigned max_vcpus;
 	bool any_length_kicks; /* KVM_CAP_IOEVENTFD_ANY_LENGTH: x86 fast path of zero-length kicks */
 };

@@ -25,13 +25,13 @@ struct notify {
 	int vm_fd;            /* borrowed; -1 while there is none: binds are then only recorded */
 	bool any_length;      /* zero-length ioeventfds */
 
-	struct notify_list kicks; /* struct wire_kick */
-	struct notify_list lines; /* struct wire_line */
+	struct notify_list kicks;             /* struct wire_kick */
+	struct notify_list lines;             /* struct wire_line */
 	struct wire_msi *msi[NOTIFY_MSI_MAX]; /* owner of GSI ARCH_GSI_MSI + index */
 	unsigned nmsi;                        /* GSIs taken so far */
 
 	struct kvm_irq_routing *table; /* room for the chip's routes and NOTIFY_MSI_MAX */
-	unsigned chip_routes;         /* of the interrupt controllers' own pins */
+	unsigned chip_routes;          /* of the interrupt controllers' own pins */
 
 	void (*power)(void *opaque, enum wire_power what, int status);
 	void *opaque;

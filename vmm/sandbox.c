@@ -36,6 +36,7 @@
 #define SANDBOX_FILTER 1
 #endif
 
+/* clang-format off */
 static const int calls[] = {
 	/* loops and events */
 	SCMP_SYS(epoll_wait), SCMP_SYS(epoll_pwait), SCMP_SYS(epoll_pwait2), SCMP_SYS(epoll_ctl),
@@ -67,12 +68,13 @@ static const int calls[] = {
 	/* stats */
 	SCMP_SYS(getrusage),
 };
+/* clang-format on */
 
 /* ioctl requests by (request & mask) == value. */
 static const struct {
 	uint64_t mask, value;
 } ioctls[] = {
-	{ 0xff00, 0xae00 },	      /* KVM: everything on descriptors we hold */
+	{ 0xff00, 0xae00 },            /* KVM: everything on descriptors we hold */
 	{ 0xffffffff, TUNSETOFFLOAD }, /* the guest negotiates offloads at run time */
 	{ 0xffffffff, TUNSETQUEUE },
 	{ 0xffffffff, TUNSETVNETHDRSZ },
@@ -127,8 +129,7 @@ static int add_rules(scmp_filter_ctx f)
 	}
 	for (size_t i = 0; !rc && i < sizeof(ioctls) / sizeof(ioctls[0]); i++)
 		rc = seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
-				      SCMP_A1(SCMP_CMP_MASKED_EQ, ioctls[i].mask,
-					      ioctls[i].value));
+				      SCMP_A1(SCMP_CMP_MASKED_EQ, ioctls[i].mask, ioctls[i].value));
 	if (!rc)
 		rc = seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1,
 				      SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME));
@@ -152,9 +153,10 @@ static int load_filter(struct err *err)
 	if (!rc)
 		rc = seccomp_load(f);
 	seccomp_release(f);
-	return rc ? err_set_sys(err, rc, "cannot install the system call filter (--sandbox off "
-					 "runs without)")
-		  : 0;
+	return rc ? err_set_sys(err, rc,
+				"cannot install the system call filter (--sandbox off "
+				"runs without)") :
+		    0;
 }
 
 /*

@@ -28,8 +28,7 @@
 static void add(_Atomic uint64_t *counter)
 {
 	/* One writer: no locked instruction needed. */
-	atomic_store_explicit(counter,
-			      atomic_load_explicit(counter, memory_order_relaxed) + 1,
+	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + 1,
 			      memory_order_relaxed);
 }
 
@@ -96,8 +95,7 @@ static void on_internal_error(struct vcpu *v)
 
 	if (r->internal.suberror == KVM_INTERNAL_ERROR_EMULATION &&
 	    r->emulation_failure.ndata >= 3 &&
-	    (r->emulation_failure.flags &
-	     KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES)) {
+	    (r->emulation_failure.flags & KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES)) {
 		unsigned n = r->emulation_failure.insn_size;
 
 		for (unsigned i = 0; i < n && i < 15; i++)
@@ -202,7 +200,8 @@ static bool park(struct vcpu *v)
 	pthread_mutex_unlock(&s->lock);
 #ifdef KVM_KVMCLOCK_CTRL
 	if (go)
-		ioctl(v->fd, KVM_KVMCLOCK_CTRL, 0); /* no false soft lockup; EINVAL without kvmclock */
+		ioctl(v->fd, KVM_KVMCLOCK_CTRL,
+		      0); /* no false soft lockup; EINVAL without kvmclock */
 #endif
 	return go;
 }

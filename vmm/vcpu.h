@@ -21,9 +21,9 @@ struct vcpu;
 
 /* Why a vCPU cannot go on; told from its thread, before it parks if on_stop held the machine. */
 enum vcpu_stop {
-	VCPU_STOP_RESET, /* triple fault, KVM_SYSTEM_EVENT_RESET */
-	VCPU_STOP_OFF,   /* KVM_SYSTEM_EVENT_SHUTDOWN */
-	VCPU_STOP_CRASH, /* KVM_SYSTEM_EVENT_CRASH */
+	VCPU_STOP_RESET,  /* triple fault, KVM_SYSTEM_EVENT_RESET */
+	VCPU_STOP_OFF,    /* KVM_SYSTEM_EVENT_SHUTDOWN */
+	VCPU_STOP_CRASH,  /* KVM_SYSTEM_EVENT_CRASH */
 	VCPU_STOP_FAILED, /* KVM could not go on; already logged */
 };
 
@@ -65,8 +65,8 @@ int vcpus_create(struct vcpus *s, int vm_fd, unsigned count, size_t run_size, st
 int vcpus_start(struct vcpus *s, struct err *err);
 
 void vcpus_resume(struct vcpus *s);
-void vcpus_hold(struct vcpus *s);    /* from any thread, a vCPU's too: park, without waiting for it */
-void vcpus_pause(struct vcpus *s);   /* returns when all are parked */
+void vcpus_hold(struct vcpus *s);  /* from any thread, a vCPU's too: park, without waiting for it */
+void vcpus_pause(struct vcpus *s); /* returns when all are parked */
 void vcpus_destroy(struct vcpus *s); /* ends the threads, closes the descriptors */
 
 /* The signal that interrupts KVM_RUN; its empty handler is installed by vcpus_start(). */

@@ -56,7 +56,9 @@ static const struct region_ops ops = { probe_read, probe_write };
 
 static struct region at(uint64_t base, uint64_t size, struct probe *p, const char *name)
 {
-	return (struct region){ .base = base, .size = size, .ops = &ops, .opaque = p, .name = name };
+	return (struct region){
+		.base = base, .size = size, .ops = &ops, .opaque = p, .name = name
+	};
 }
 
 static void add(struct bus *b, uint64_t base, uint64_t size, struct probe *p)
@@ -192,8 +194,8 @@ static void test_many(void **state)
 		hits(&b, 0x1000 + 16 * k + 4, 4, &p[k], 4);
 		misses(&b, 0x1000 + 16 * k + 8, 4, &p[k]);
 	}
-	bus_remove(&b, 0x1000, &p[1]);	   /* another's */
-	bus_remove(&b, 0x1001, &p[0]);	   /* not its base */
+	bus_remove(&b, 0x1000, &p[1]);     /* another's */
+	bus_remove(&b, 0x1001, &p[0]);     /* not its base */
 	bus_remove(&b, 0xffffffff, &p[0]); /* nowhere */
 	bus_remove(&b, 0, &p[0]);
 	assert_int_equal(b.count, N);
@@ -349,9 +351,9 @@ static void test_readers(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_look_up), cmocka_unit_test(test_top),
-		cmocka_unit_test(test_refused), cmocka_unit_test(test_many),
-		cmocka_unit_test(test_lock),	cmocka_unit_test(test_one_way),
+		cmocka_unit_test(test_look_up),      cmocka_unit_test(test_top),
+		cmocka_unit_test(test_refused),      cmocka_unit_test(test_many),
+		cmocka_unit_test(test_lock),         cmocka_unit_test(test_one_way),
 		cmocka_unit_test(test_moves_itself), cmocka_unit_test(test_readers),
 	};
 

@@ -91,8 +91,8 @@ static void test_long(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_set),	 cmocka_unit_test(test_set_sys),
-		cmocka_unit_test(test_prefix),	 cmocka_unit_test(test_own_text),
+		cmocka_unit_test(test_set),    cmocka_unit_test(test_set_sys),
+		cmocka_unit_test(test_prefix), cmocka_unit_test(test_own_text),
 		cmocka_unit_test(test_long),
 	};
 

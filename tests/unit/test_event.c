@@ -125,8 +125,8 @@ static void test_thread(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_fd),   cmocka_unit_test(test_counter),
-		cmocka_unit_test(test_full), cmocka_unit_test(test_no_descriptors),
+		cmocka_unit_test(test_fd),     cmocka_unit_test(test_counter),
+		cmocka_unit_test(test_full),   cmocka_unit_test(test_no_descriptors),
 		cmocka_unit_test(test_thread),
 	};
 

@@ -365,8 +365,8 @@ static void test_borrowed(void **state)
 	struct err err = { 0 };
 	struct gmem *m = gmem_new(&err);
 	/* Shared: had it been given back as private memory is, its bytes would still be there. */
-	uint8_t *host = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-			     0);
+	uint8_t *host =
+		mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	assert_true(m && host != MAP_FAILED);
 	memset(host, 0xaa, 4 * PAGE);
@@ -563,14 +563,22 @@ static void test_start_stop(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		WITH_RAM(test_regions),		    WITH_RAM(test_add_refused),
-		WITH_RAM(test_bounds),		    WITH_RAM(test_empty),
-		WITH_RAM(test_copy),		    WITH_RAM(test_index),
-		WITH_RAM(test_dirty),		    cmocka_unit_test(test_dirty_words),
-		cmocka_unit_test(test_discard),	    cmocka_unit_test(test_borrowed),
-		cmocka_unit_test(test_load_fd),	    cmocka_unit_test(test_placement),
-		WITH_RAM(test_guards),		    cmocka_unit_test(test_huge),
-		WITH_RAM(test_threads),		    WITH_RAM(test_start_stop),
+		WITH_RAM(test_regions),
+		WITH_RAM(test_add_refused),
+		WITH_RAM(test_bounds),
+		WITH_RAM(test_empty),
+		WITH_RAM(test_copy),
+		WITH_RAM(test_index),
+		WITH_RAM(test_dirty),
+		cmocka_unit_test(test_dirty_words),
+		cmocka_unit_test(test_discard),
+		cmocka_unit_test(test_borrowed),
+		cmocka_unit_test(test_load_fd),
+		cmocka_unit_test(test_placement),
+		WITH_RAM(test_guards),
+		cmocka_unit_test(test_huge),
+		WITH_RAM(test_threads),
+		WITH_RAM(test_start_stop),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

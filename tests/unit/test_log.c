@@ -170,8 +170,8 @@ static void test_limit_recovers(void **state)
 	/* Spent, and 1.5 seconds ago: one line is earned, and says what was left out. */
 	atomic_store(&l.used, 10);
 	atomic_store(&l.dropped, 7);
-	atomic_store(&l.window_ns, (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec -
-					   1500000000);
+	atomic_store(&l.window_ns,
+		     (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec - 1500000000);
 	log_guest(&l, "line");
 	assert_string_equal(logged(f), "warning: line (7 such lines left out)\n");
 	assert_int_equal(atomic_load(&l.dropped), 0);
@@ -184,7 +184,7 @@ static void test_limit_recovers(void **state)
 }
 
 #define THREADS 4
-#define EACH	25
+#define EACH    25
 
 static void *talk(void *arg)
 {

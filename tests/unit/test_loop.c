@@ -585,7 +585,8 @@ static void test_misuse(void **state)
 
 	source_init(l, &s);
 	assert_int_equal(loop_thread_start(l, "t", &err), 0);
-	loop_call(l, see, &seen); /* now the thread waits, and holds no lock that fork() would copy */
+	loop_call(l, see,
+		  &seen); /* now the thread waits, and holds no lock that fork() would copy */
 	pid_t child = fork();
 
 	if (!child) {
@@ -629,15 +630,24 @@ static void test_no_descriptors(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		WITH_LOOP(test_watch),		     WITH_LOOP(test_add_fails),
-		WITH_LOOP(test_modify),		     WITH_LOOP(test_same_batch),
-		WITH_LOOP(test_nested),		     WITH_LOOP(test_run_stop),
-		WITH_LOOP(test_stop_in_signal),	     WITH_LOOP(test_timer),
-		WITH_LOOP(test_timer_taken_back),    WITH_LOOP(test_thread),
-		WITH_LOOP(test_thread_ends_itself),  WITH_LOOP(test_post),
-		WITH_LOOP(test_order),		     WITH_LOOP(test_stop_despite_posts),
-		WITH_LOOP(test_many_callers),	     WITH_LOOP(test_stop_serves_waiters),
-		WITH_LOOP(test_misuse),		     WITH_LOOP(test_no_descriptors),
+		WITH_LOOP(test_watch),
+		WITH_LOOP(test_add_fails),
+		WITH_LOOP(test_modify),
+		WITH_LOOP(test_same_batch),
+		WITH_LOOP(test_nested),
+		WITH_LOOP(test_run_stop),
+		WITH_LOOP(test_stop_in_signal),
+		WITH_LOOP(test_timer),
+		WITH_LOOP(test_timer_taken_back),
+		WITH_LOOP(test_thread),
+		WITH_LOOP(test_thread_ends_itself),
+		WITH_LOOP(test_post),
+		WITH_LOOP(test_order),
+		WITH_LOOP(test_stop_despite_posts),
+		WITH_LOOP(test_many_callers),
+		WITH_LOOP(test_stop_serves_waiters),
+		WITH_LOOP(test_misuse),
+		WITH_LOOP(test_no_descriptors),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -28,17 +28,17 @@
 #define FADT_SIZE   276
 #define RSDP_SIZE   36
 
-#define FADT_WBINVD         (1u << 0)
-#define FADT_PROC_C1        (1u << 2)
-#define FADT_PWR_BUTTON     (1u << 4) /* not a fixed one: a control method's */
-#define FADT_SLP_BUTTON     (1u << 5)
-#define FADT_RESET_REG_SUP  (1u << 10)
-#define FADT_HEADLESS       (1u << 12)
-#define FADT_HW_REDUCED     (1u << 20)
+#define FADT_WBINVD        (1u << 0)
+#define FADT_PROC_C1       (1u << 2)
+#define FADT_PWR_BUTTON    (1u << 4) /* not a fixed one: a control method's */
+#define FADT_SLP_BUTTON    (1u << 5)
+#define FADT_RESET_REG_SUP (1u << 10)
+#define FADT_HEADLESS      (1u << 12)
+#define FADT_HW_REDUCED    (1u << 20)
 
-#define BOOT_ARCH_LEGACY    (1u << 0) /* user-visible ISA devices: the serial port */
-#define BOOT_ARCH_NO_VGA    (1u << 2)
-#define BOOT_ARCH_NO_RTC    (1u << 5)
+#define BOOT_ARCH_LEGACY (1u << 0) /* user-visible ISA devices: the serial port */
+#define BOOT_ARCH_NO_VGA (1u << 2)
+#define BOOT_ARCH_NO_RTC (1u << 5)
 
 struct tables {
 	uint8_t *buf; /* a copy of BOOT_ACPI to BOOT_ACPI_END */
@@ -387,10 +387,11 @@ int acpi_build(struct gmem *m, const struct arch_layout *l, const struct arch_ma
 		return err_set_sys(err, -ENOMEM, "cannot make firmware tables");
 	if (machine->cpus > ARCH_CPUS_MAX || machine->mmio_count > ARCH_MMIO_SLOTS ||
 	    !build(&t, l, machine))
-		return err_set(err, -ENOSPC,
-			       "%u processors and %u virtio-mmio devices do not fit in the firmware "
-			       "tables",
-			       machine->cpus, machine->mmio_count);
+		return err_set(
+			err, -ENOSPC,
+			"%u processors and %u virtio-mmio devices do not fit in the firmware "
+			"tables",
+			machine->cpus, machine->mmio_count);
 	r = gmem_write(m, BOOT_ACPI, buf, t.len);
 	if (r)
 		return err_set_sys(err, r, "cannot write firmware tables");

@@ -61,7 +61,7 @@ void aml_name_eisaid(struct aml *a, const char *name, const char *id); /* "PNP05
 /* Statements. */
 enum aml_space { AML_SYSTEM_MEMORY = 0, AML_SYSTEM_IO = 1 };
 void aml_region(struct aml *a, const char *name, enum aml_space space, uint64_t base, uint64_t len);
-void aml_field_unit(struct aml *a, const char *name, unsigned bits); /* within aml_field() */
+void aml_field_unit(struct aml *a, const char *name, unsigned bits);  /* within aml_field() */
 void aml_store_name(struct aml *a, const char *from, unsigned local); /* Localx = from */
 void aml_notify(struct aml *a, const char *device, uint64_t value);
 

@@ -183,11 +183,12 @@ static int put_reset_vector(struct boot_ctx *c, struct err *err)
 {
 	static const uint16_t port = X86_PORT_GED + GED_REG_RESET;
 	const uint8_t code[] = {
-		0xba, port & 0xff, port >> 8, /* mov $port, %dx */
-		0xb0, GED_RESET_VALUE,	      /* mov $value, %al */
-		0xee,			      /* out %al, (%dx) */
-		0xf4,			      /* hlt */
-		0xeb, 0xfd,		      /* jmp to it */
+		0xba,      port & 0xff,
+		port >> 8,                  /* mov $port, %dx */
+		0xb0,      GED_RESET_VALUE, /* mov $value, %al */
+		0xee,                       /* out %al, (%dx) */
+		0xf4,                       /* hlt */
+		0xeb,      0xfd,            /* jmp to it */
 	};
 
 	return boot_put(c, BOOT_RESET, code, sizeof(code), err);
@@ -249,8 +250,7 @@ int boot_segment(struct boot *b, struct boot_ctx *c, gpa_t at, uint64_t off, uin
 			       b->kernel_name, at);
 	if (end > c->layout->ram_low.size)
 		return boot_too_small(b, c, end, err);
-	if (overlaps(at, end, BOOT_AREA, BOOT_AREA_END) ||
-	    overlaps(at, end, BOOT_EBDA, BOOT_HIGH))
+	if (overlaps(at, end, BOOT_AREA, BOOT_AREA_END) || overlaps(at, end, BOOT_EBDA, BOOT_HIGH))
 		return err_set(err, -EINVAL,
 			       "kernel %s wants to be at 0x%" PRIx64 "-0x%" PRIx64
 			       ", over boot information (0x60000-0x80000) or firmware tables "
@@ -326,9 +326,10 @@ int boot_put_cmdline(struct boot_ctx *c, const char *prefix, uint64_t max, struc
 int boot_put_gdt(struct boot_ctx *c, struct boot_entry *e, struct err *err)
 {
 	uint64_t gdt[] = {
-		0, 0,
+		0,
+		0,
 		e->mode == BOOT_LONG ? 0x00af9b000000ffff : 0x00cf9b000000ffff, /* code, accessed */
-		0x00cf93000000ffff, /* data */
+		0x00cf93000000ffff,                                             /* data */
 		0x00008b0000000067, /* busy 32/64-bit task segment at 0 */
 		0,                  /* its upper half in long mode */
 	};

@@ -16,21 +16,21 @@
 
 #include "vmm/arch.h"
 
-#define BOOT_AREA      0x60000ull /* a kernel may not be loaded over this */
-#define BOOT_GDT       0x60000ull
-#define BOOT_PARAMS    0x61000ull
-#define BOOT_INFO      0x62000ull
-#define BOOT_INFO_MMAP 0x62800ull
-#define BOOT_INFO_MODS 0x63000ull
-#define BOOT_PAGES     0x68000ull
-#define BOOT_CMDLINE   0x70000ull
+#define BOOT_AREA        0x60000ull /* a kernel may not be loaded over this */
+#define BOOT_GDT         0x60000ull
+#define BOOT_PARAMS      0x61000ull
+#define BOOT_INFO        0x62000ull
+#define BOOT_INFO_MMAP   0x62800ull
+#define BOOT_INFO_MODS   0x63000ull
+#define BOOT_PAGES       0x68000ull
+#define BOOT_CMDLINE     0x70000ull
 #define BOOT_CMDLINE_MAX 0x10000ull /* with the final NUL */
-#define BOOT_AREA_END  0x80000ull
-#define BOOT_EBDA      0x9FC00ull /* end of conventional memory */
-#define BOOT_ACPI      0xE0000ull
-#define BOOT_ACPI_END  0xFFFF0ull
-#define BOOT_RESET     0xFFFF0ull /* where a PC's firmware starts */
-#define BOOT_HIGH      0x100000ull
+#define BOOT_AREA_END    0x80000ull
+#define BOOT_EBDA        0x9FC00ull /* end of conventional memory */
+#define BOOT_ACPI        0xE0000ull
+#define BOOT_ACPI_END    0xFFFF0ull
+#define BOOT_RESET       0xFFFF0ull /* where a PC's firmware starts */
+#define BOOT_HIGH        0x100000ull
 
 enum boot_mode { BOOT_REAL, BOOT_PROTECTED, BOOT_LONG };
 

@@ -14,11 +14,11 @@
 
 #include "vmm/x86_64/boot.h"
 
-#define HDR_OFF       0x1f1
-#define HDR_MAGIC     0x53726448 /* "HdrS" */
-#define VERSION_MIN   0x020c     /* xloadflags */
-#define ENTRY_64      0x200
-#define LOADER_TYPE   0xff       /* "unregistered" */
+#define HDR_OFF     0x1f1
+#define HDR_MAGIC   0x53726448 /* "HdrS" */
+#define VERSION_MIN 0x020c     /* xloadflags */
+#define ENTRY_64    0x200
+#define LOADER_TYPE 0xff /* "unregistered" */
 
 _Static_assert(offsetof(struct boot_params, hdr) == HDR_OFF, "zero page");
 _Static_assert(sizeof(struct boot_params) == 4096, "zero page");
@@ -48,10 +48,11 @@ static int probe(struct boot *b, struct err *err)
 		return 0;
 	get_header(b, &h);
 	if (h.version < VERSION_MIN)
-		return err_set(err, -EINVAL,
-			       "kernel %s speaks boot protocol %u.%u, older than 2.12 (Linux 3.8), and "
-			       "has no 64-bit entry point",
-			       name, h.version >> 8, h.version & 0xff);
+		return err_set(
+			err, -EINVAL,
+			"kernel %s speaks boot protocol %u.%u, older than 2.12 (Linux 3.8), and "
+			"has no 64-bit entry point",
+			name, h.version >> 8, h.version & 0xff);
 	if (!(h.xloadflags & XLF_KERNEL_64))
 		return err_set(err, -EINVAL,
 			       "kernel %s is a 32-bit Linux kernel; only 64-bit ones are supported",
@@ -84,19 +85,21 @@ static int decompression_end(struct boot *b, const struct setup_header *h, uint6
 
 	if (h->relocatable_kernel && start < BOOT_HIGH) {
 		if (!h->kernel_alignment || (h->kernel_alignment & (h->kernel_alignment - 1)))
-			return err_set(err, -EINVAL,
-				       "kernel %s asks for an alignment of 0x%x, which is no power of 2",
-				       b->kernel_name, h->kernel_alignment);
-		start = (BOOT_HIGH + h->kernel_alignment - 1) & ~((uint64_t)h->kernel_alignment - 1);
+			return err_set(
+				err, -EINVAL,
+				"kernel %s asks for an alignment of 0x%x, which is no power of 2",
+				b->kernel_name, h->kernel_alignment);
+		start = (BOOT_HIGH + h->kernel_alignment - 1) &
+			~((uint64_t)h->kernel_alignment - 1);
 	}
 	if (start < BOOT_HIGH)
-		return err_set(err, -EINVAL,
-			       "kernel %s wants to run at 0x%" PRIx64 ", below 1 MiB",
+		return err_set(err, -EINVAL, "kernel %s wants to run at 0x%" PRIx64 ", below 1 MiB",
 			       b->kernel_name, start);
 	*end = start + h->init_size;
 	if (*end < start || *end >= 1ull << 40)
 		return err_set(err, -EINVAL,
-			       "kernel %s wants to run at 0x%" PRIx64 ", beyond what it could reach",
+			       "kernel %s wants to run at 0x%" PRIx64
+			       ", beyond what it could reach",
 			       b->kernel_name, start);
 	if (*end < BOOT_HIGH + b->bz.payload_size)
 		*end = BOOT_HIGH + b->bz.payload_size;
@@ -139,8 +142,8 @@ static int load(struct boot *b, struct boot_ctx *c, struct err *err)
 		return r;
 	if (end > c->layout->ram_low.size)
 		return boot_too_small(b, c, end, err);
-	r = boot_segment(b, c, BOOT_HIGH, b->bz.payload_off, b->bz.payload_size,
-			 b->bz.payload_size, err);
+	r = boot_segment(b, c, BOOT_HIGH, b->bz.payload_off, b->bz.payload_size, b->bz.payload_size,
+			 err);
 	if (r)
 		return r;
 	c->kernel_end = end;

@@ -13,9 +13,9 @@
 #include "base/fd.h"
 #include "vmm/x86_64/boot.h"
 
-#define PHDRS_MAX 512          /* program headers of any type */
-#define NOTES_MAX 0x100000ull  /* bytes of one note segment */
-#define XEN_ELFNOTE_PHYS32_ENTRY 18 /* Xen public/elfnote.h */
+#define PHDRS_MAX                512         /* program headers of any type */
+#define NOTES_MAX                0x100000ull /* bytes of one note segment */
+#define XEN_ELFNOTE_PHYS32_ENTRY 18          /* Xen public/elfnote.h */
 
 /* A program header of either width. */
 struct phdr {
@@ -34,13 +34,13 @@ static void get_phdr(const struct boot *b, const uint8_t *raw, struct phdr *p)
 		Elf64_Phdr h;
 
 		memcpy(&h, raw, sizeof(h));
-		*p = (struct phdr){ h.p_type,  h.p_offset, h.p_vaddr, h.p_paddr,
+		*p = (struct phdr){ h.p_type,   h.p_offset, h.p_vaddr, h.p_paddr,
 				    h.p_filesz, h.p_memsz,  h.p_align };
 	} else {
 		Elf32_Phdr h;
 
 		memcpy(&h, raw, sizeof(h));
-		*p = (struct phdr){ h.p_type,  h.p_offset, h.p_vaddr, h.p_paddr,
+		*p = (struct phdr){ h.p_type,   h.p_offset, h.p_vaddr, h.p_paddr,
 				    h.p_filesz, h.p_memsz,  h.p_align };
 	}
 }

@@ -21,13 +21,13 @@
 #define HEADER_ALIGN   (1u << 0) /* modules on page boundaries: ours always are */
 #define HEADER_MEMORY  (1u << 1) /* memory information: always given */
 #define HEADER_ADDRESS (1u << 16)
-#define HEADER_MUST    0xffffu   /* what a loader must understand or refuse */
+#define HEADER_MUST    0xffffu /* what a loader must understand or refuse */
 
-#define INFO_MEMORY   (1u << 0)
-#define INFO_CMDLINE  (1u << 2)
-#define INFO_MODS     (1u << 3)
-#define INFO_MMAP     (1u << 6)
-#define INFO_NAME     (1u << 9)
+#define INFO_MEMORY  (1u << 0)
+#define INFO_CMDLINE (1u << 2)
+#define INFO_MODS    (1u << 3)
+#define INFO_MMAP    (1u << 6)
+#define INFO_NAME    (1u << 9)
 
 struct mb_info {
 	uint32_t flags, mem_lower, mem_upper, boot_device, cmdline, mods_count, mods_addr;
@@ -46,8 +46,8 @@ struct mb_module {
 	uint32_t start, end, string, reserved;
 };
 
-#define NAME_AT   (BOOT_INFO_MODS + 0x100)
-#define STRING_AT (BOOT_INFO_MODS + 0x200)
+#define NAME_AT    (BOOT_INFO_MODS + 0x100)
+#define STRING_AT  (BOOT_INFO_MODS + 0x200)
 #define STRING_MAX (BOOT_PAGES - STRING_AT)
 
 static uint32_t get32(const struct boot *b, size_t at)
@@ -105,10 +105,11 @@ static int probe(struct boot *b, struct err *err)
 	b->mb.flags = get32(b, b->mb.header + 4);
 	must = b->mb.flags & HEADER_MUST & ~(HEADER_ALIGN | HEADER_MEMORY);
 	if (must)
-		return err_set(err, -EINVAL,
-			       "kernel %s wants multiboot features 0x%x (0x4 is a video mode), which "
-			       "this machine has not",
-			       b->kernel_name, must);
+		return err_set(
+			err, -EINVAL,
+			"kernel %s wants multiboot features 0x%x (0x4 is a video mode), which "
+			"this machine has not",
+			b->kernel_name, must);
 	if (b->mb.flags & HEADER_ADDRESS) {
 		r = probe_addresses(b, err);
 		if (r)

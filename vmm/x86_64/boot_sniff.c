@@ -16,7 +16,10 @@ struct magic {
 
 static const struct magic magics[] = {
 	{ 0, 2, "\x1f\x8b", "a gzip file (uncompress it first)" },
-	{ 0, 6, "\xfd" "7zXZ\0", "an xz file (uncompress it first)" },
+	{ 0, 6,
+	  "\xfd"
+	  "7zXZ\0",
+	  "an xz file (uncompress it first)" },
 	{ 0, 4, "\x28\xb5\x2f\xfd", "a zstd file (uncompress it first)" },
 	{ 0, 4, "\x02\x21\x4c\x18", "an LZ4 file (uncompress it first)" },
 	{ 0, 3, "BZh", "a bzip2 file (uncompress it first)" },

@@ -21,7 +21,8 @@ int arch_layout_init(struct arch_layout *l, uint64_t ram, unsigned phys_bits, st
 
 	if (ram < RAM_MIN)
 		return err_set(err, -EINVAL,
-			       "memory of %" PRIu64 " KiB is too small: give at least %" PRIu64 " MiB",
+			       "memory of %" PRIu64 " KiB is too small: give at least %" PRIu64
+			       " MiB",
 			       ram / 1024, RAM_MIN / MIB);
 	if (ram % 4096)
 		return err_set(err, -EINVAL,
@@ -46,7 +47,8 @@ int arch_layout_init(struct arch_layout *l, uint64_t ram, unsigned phys_bits, st
 
 too_big:
 	return err_set(err, -EINVAL,
-		       "memory of %" PRIu64 " MiB is too big: this host's processors address %u bits",
+		       "memory of %" PRIu64
+		       " MiB is too big: this host's processors address %u bits",
 		       ram / MIB, phys_bits);
 }
 

@@ -43,8 +43,8 @@
 #define X86_PORT_I8042  0x60  /* and 0x64 */
 #define X86_PORT_RTC    0x70  /* and 0x71 */
 #define X86_PORT_PCI    0xCF8
-#define X86_PORT_RESET  0xCF9 /* byte access: reset control */
-#define X86_PORT_GED    0x600 /* devices/ged.h: events, sleep and reset registers */
+#define X86_PORT_RESET  0xCF9  /* byte access: reset control */
+#define X86_PORT_GED    0x600  /* devices/ged.h: events, sleep and reset registers */
 #define X86_PORT_PCI_IO 0x1000 /* window for I/O BARs, to 0xFFFF; nothing of ours uses it */
 
 /*
@@ -52,13 +52,16 @@
  * arrives on pin 2 (an override in the MADT says so). 1, 12: keyboard and mouse, 8: RTC, 13: FPU by
  * tradition. PCI INTx, which none of our functions uses, would be 16 to 19, shared with mmio.
  */
-#define X86_GSI_COM1   4
-#define X86_GSI_RTC    8
-#define X86_GSI_GED    9
-#define X86_GSI_INTX   16 /* four from here */
+#define X86_GSI_COM1    4
+#define X86_GSI_RTC     8
+#define X86_GSI_GED     9
+#define X86_GSI_INTX    16 /* four from here */
 #define X86_IOAPIC_PINS 24
 
 /* virtio-mmio takes these in turn; with more devices than that, edges are shared. */
-#define X86_MMIO_GSIS { 5, 6, 7, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23 }
+#define X86_MMIO_GSIS                                                   \
+	{                                                               \
+		5, 6, 7, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23 \
+	}
 
 #endif
