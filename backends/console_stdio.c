@@ -11,10 +11,14 @@
  * On a terminal, Ctrl-A starts a command to us; all else goes to the guest, Ctrl-C too. Commands act
  * when they are typed, ahead of what the port has not taken yet: that is what one needs when the
  * guest hangs. A pipe is taken as it is: bytes of a file that happen to be 1 must not end a machine.
+ *
+ * In the background the terminal is not read. The shell says nothing to a running job that it brings to
+ * the foreground, so we look every now and then, as long as we are in the background.
  */
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +31,8 @@
 #include "base/fd.h"
 #include "base/log.h"
 
-#define CTRL_A 1
+#define CTRL_A  1
+#define LOOK_NS 500000000ull
 
 static const char help[] = "\r\n"
 			   "Ctrl-A x       quit\r\n"
@@ -41,6 +46,8 @@ struct console_stdio {
 	bool terminal;
 	bool escaped; /* the last byte was Ctrl-A */
 	bool complained;
+	bool in_background;
+	struct loop_timer look;
 };
 
 static bool is_ptmx(const struct stat *st)
@@ -134,7 +141,27 @@ static size_t filter(struct console_io *io, uint8_t *data, size_t len)
 
 static bool may_read(struct console_io *io)
 {
-	return !((struct console_stdio *)io)->terminal || terminal_is_ours();
+	struct console_stdio *s = (struct console_stdio *)io;
+
+	if (!s->terminal || terminal_is_ours())
+		return true;
+	if (!s->in_background)
+		loop_timer_arm(&s->look, LOOK_NS, LOOK_NS);
+	s->in_background = true;
+	return false;
+}
+
+static void on_look(struct loop_timer *t)
+{
+	struct console_stdio *s =
+		(struct console_stdio *)((char *)t - offsetof(struct console_stdio, look));
+
+	if (!terminal_is_ours())
+		return;
+	loop_timer_disarm(t);
+	s->in_background = false;
+	terminal_retake();
+	console_io_poke(&s->io.console);
 }
 
 static void on_lost(struct console_io *io, int error)
@@ -155,10 +182,17 @@ static const struct console_hooks hooks = {
 	.lost = on_lost,
 };
 
+static void stop_looking(void *arg)
+{
+	loop_timer_fini(&((struct console_stdio *)arg)->look);
+}
+
 static void stdio_free(struct console *c)
 {
 	struct console_stdio *s = (struct console_stdio *)c;
 
+	if (s->io.loop)
+		loop_call(s->io.loop, stop_looking, s);
 	if (s->terminal)
 		terminal_release();
 	console_io_fini(&s->io);
@@ -184,6 +218,9 @@ static int set_up(struct console_stdio *s, int in, int out, struct err *err)
 	console_io_connect(&s->io, from, to);
 	if (from.fd < 0 || !isatty(from.fd))
 		return 0;
+	rc = loop_timer_init(s->io.loop, &s->look, on_look, err);
+	if (rc)
+		return rc;
 	rc = terminal_take(from.fd, &s->io.wake, err);
 	s->terminal = !rc;
 	return rc;
@@ -198,6 +235,7 @@ struct console *console_stdio_open(int in, int out, struct loop *loop,
 		err_set(err, ENOMEM, "out of memory for the console");
 		return NULL;
 	}
+	s->look.fd = s->look.watch.fd = -1;
 	int rc = console_io_init(&s->io, &ops, &hooks, loop, user, err);
 
 	if (!rc)

@@ -76,6 +76,12 @@ bool terminal_is_ours(void)
 	return atomic_load(&taken.active) && foreground();
 }
 
+void terminal_retake(void)
+{
+	if (atomic_load(&taken.active))
+		set(&taken.raw);
+}
+
 static void on_fatal(int sig, siginfo_t *info, void *context)
 {
 	size_t i = 0;

@@ -26,4 +26,7 @@ void terminal_restore(void);
 /* May the taken terminal be read, or does it belong to the shell for now? */
 bool terminal_is_ours(void);
 
+/* It has become ours (the shell's `fg` of a job that runs tells nobody): raw mode again. */
+void terminal_retake(void);
+
 #endif

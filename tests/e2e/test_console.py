@@ -150,6 +150,33 @@ def test_terminal_while_stopped():
         t.child.expect_exact("\x03q")
 
 
+def test_background():
+    """A job in the background leaves the terminal to the shell; brought back, it has it."""
+    shell = pexpect.spawn("/bin/bash", ["--norc", "-i"], timeout=TIMEOUT, env={
+        **os.environ, "PS1": "PROMPT> ", "TERM": "dumb"})
+    try:
+        shell.expect("PROMPT> ")
+        words = " ".join(f"'{word}'" for word in ECHO)
+        shell.sendline(f"{PROGRAM} run {words} &")
+        shell.expect("ready\r+\n")
+        shell.sendline("echo $((6*7)) $(stty -a | grep -o ' icanon')")
+        shell.expect("42 icanon")
+        shell.sendline("jobs")
+        shell.expect("Running")
+        shell.sendline("fg")
+        shell.expect_exact("coracle run")
+        while termios.tcgetattr(shell.child_fd)[3] & (termios.ICANON | termios.ECHO):
+            time.sleep(0.05)
+        shell.send("\x03typed")
+        shell.expect_exact("\x03typed")
+        shell.send("\x01x")
+        shell.expect("PROMPT> ")
+        shell.sendline("echo $? $(stty -a | grep -o ' icanon')")
+        shell.expect("0 icanon")
+    finally:
+        shell.close(force=True)
+
+
 # ---- nobody reads ----
 
 @pytest.mark.parametrize("serial", ["stdio", "unix"])

@@ -26,6 +26,7 @@ def section(title):
 
 
 METHODS = re.findall(r"^### `([^`]+)`", section("Methods"), re.M)
+ALONE = ["info", "stats", "pause", "resume", "power-button", "reset", "quit"]  # take nothing
 EVENTS = re.findall(r"^\| `([a-z-]+)` \|", section("Events"), re.M)
 
 
@@ -59,10 +60,15 @@ def ctl(*args, status=0):
 # ---- the protocol ----
 
 def test_every_documented_method(halt):
-    assert len(METHODS) >= 7
+    assert set(ALONE) <= set(METHODS)
     with Coracle(*halt, "--cpus", "2") as m:
         for method in sorted(METHODS, key=lambda name: name == "quit"):
-            result = m.call(method)
+            try:
+                result = m.call(method)
+            except ControlError as e:  # it is there, and wants parameters or something to cancel
+                assert e.code in (-32001, -32602), (method, e.code)
+                assert method not in ALONE
+                continue
             for member in re.findall(r"^\| `([a-z-]+)` \|",
                                      section("Methods").split(f"### `{method}`")[1]
                                      .split("### ")[0], re.M):
@@ -315,5 +321,5 @@ def test_ctl_events_for_a_while(halt):
 
 def test_ctl_help():
     text = ctl("--help")
-    for verb in METHODS + ["events", "--json", "--timeout"]:
+    for verb in ALONE + ["events", "--json", "--timeout"]:
         assert re.search(rf"^ +{verb}\b", text, re.M), verb
