@@ -50,6 +50,9 @@ struct block_ops {
 	 * machines on one host hands it over. 0 or -errno, -EBUSY. NULL: nothing to lock.
 	 */
 	int (*lock)(struct block *b, bool hold, struct err *err);
+	bool (*elsewhere)(struct block *b); /* would lock() find somebody else's? Any thread */
+	/* What the host holds back goes to stable storage; waits. Any thread. 0 or -errno. NULL: none */
+	int (*sync)(struct block *b, struct err *err);
 };
 
 struct block {

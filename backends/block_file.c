@@ -44,18 +44,24 @@
 
 /* ---- opening ---- */
 
+static struct flock lock_of(const struct block *b)
+{
+	return (struct flock){ .l_type = b->read_only ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET };
+}
+
 int block_file_lock(struct block *b, bool hold, struct err *err)
 {
 	struct block_file *f = (struct block_file *)b;
-	struct flock l = {
-		.l_type = !hold        ? F_UNLCK :
-			  b->read_only ? F_RDLCK :
-					 F_WRLCK,
-		.l_whence = SEEK_SET,
-	};
+	struct flock l = lock_of(b);
 
-	if (!fcntl(f->fd, F_OFD_SETLK, &l))
+	if (!hold)
+		l.l_type = F_UNLCK;
+	if (!fcntl(f->fd, F_OFD_SETLK, &l)) {
+		/* A device's pages that were read before another host wrote to it. Advice: it may fail. */
+		if (hold && f->is_device)
+			posix_fadvise(f->fd, 0, 0, POSIX_FADV_DONTNEED);
 		return 0;
+	}
 	if (errno == EAGAIN || errno == EACCES)
 		return err_set(err, EBUSY, "disk %s is in use by another virtual machine%s",
 			       b->path,
@@ -63,6 +69,20 @@ int block_file_lock(struct block *b, bool hold, struct err *err)
 					      ": stop it first (only machines that all have it "
 					      "read-only may share a disk)");
 	return err_set_sys(err, errno, "cannot lock disk %s", b->path);
+}
+
+bool block_file_elsewhere(struct block *b)
+{
+	struct flock l = lock_of(b);
+
+	return !fcntl(((struct block_file *)b)->fd, F_OFD_GETLK, &l) && l.l_type != F_UNLCK;
+}
+
+int block_file_sync(struct block *b, struct err *err)
+{
+	if (b->read_only || !fdatasync(((struct block_file *)b)->fd))
+		return 0;
+	return err_set_sys(err, errno, "disk %s: what was written does not reach it", b->path);
 }
 
 static int open_failed(const struct block_file *f, bool direct, int error, struct err *err)

@@ -60,6 +60,8 @@ void block_file_drop(struct block_file *f, struct block_request *r);
 
 /* For the engines' ops tables. */
 int block_file_lock(struct block *b, bool hold, struct err *err);
+bool block_file_elsewhere(struct block *b);
+int block_file_sync(struct block *b, struct err *err);
 void block_file_fini(struct block_file *f); /* closes, unlocks, frees what f holds but not f */
 
 /* The engines, without a file yet: NULL and @err when refused. */

@@ -243,6 +243,8 @@ static const struct block_ops threads_ops = {
 	.submit = threads_submit,
 	.free = threads_free,
 	.lock = block_file_lock,
+	.elsewhere = block_file_elsewhere,
+	.sync = block_file_sync,
 };
 
 struct block_file *block_threads_new(struct err *err)

@@ -246,6 +246,8 @@ static const struct block_ops uring_ops = {
 	.submit = uring_submit,
 	.free = uring_free,
 	.lock = block_file_lock,
+	.elsewhere = block_file_elsewhere,
+	.sync = block_file_sync,
 };
 
 /* Newest flags first; a kernel that does not know one says EINVAL. */

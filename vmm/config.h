@@ -103,6 +103,7 @@ struct config {
 	struct config_rng rng;
 	char *serial; /* what console_new() takes: stdio, null, pty, file:PATH, unix:PATH */
 
+	char *incoming; /* tcp:HOST:PORT, unix:PATH: the machine comes by migration; NULL: it boots */
 	char *control;  /* socket path; NULL: none was asked for */
 	bool no_reboot; /* exit with EXIT_GUEST_RESET instead of starting again */
 	bool paused;    /* wait for `resume` on the control socket */

@@ -13,6 +13,7 @@
 #include <sys/un.h>
 
 #include "virtio/queue.h"
+#include "vmm/peer.h"
 
 #define FIELD(s, f) .offset = offsetof(struct s, f), .size = sizeof(((struct s *)0)->f)
 #define MIB         (1ull << 20)
@@ -130,6 +131,13 @@ static bool is_console(const char *s)
 	return !strcmp(s, "stdio") || !strcmp(s, "null") || !strcmp(s, "pty");
 }
 
+static bool is_peer(const char *s)
+{
+	struct peer_address a;
+
+	return !peer_parse(&a, s, NULL);
+}
+
 static const struct key_shape shape_id = {
 	is_id, "1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit",
 	"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
@@ -149,6 +157,8 @@ static const struct key_shape shape_address = {
 	is_address, "an address with its prefix length, as 192.0.2.1/24 or 2001:db8::1/64",
 	"^[0-9A-Fa-f.:]+/[0-9]{1,3}$"
 };
+static const struct key_shape shape_peer = { is_peer, "tcp:HOST:PORT or unix:PATH",
+					     "^(tcp:.+:[0-9]{1,5}|unix:.{1,107})$" };
 static const struct key_shape shape_console = { is_console,
 						"stdio, null, pty, file:PATH or unix:PATH",
 						"^(stdio|null|pty|file:.+|unix:.{1,107})$" };
@@ -462,6 +472,18 @@ const struct config_key config_keys[] = {
 	  .metavar = "FILE",
 	  .help = "read these keys from a JSON file first",
 	  .more = "Other options override what the file says; --disk and --net add to its lists." },
+	{ .name = "incoming",
+	  .type = KEY_STRING,
+	  .cli_only = true,
+	  FIELD(config, incoming),
+	  .shape = &shape_peer,
+	  .metavar = "tcp:HOST:PORT|unix:PATH",
+	  .help = "wait there for a machine that migrates here, instead of booting one",
+	  .more = "Its memory, processors and devices come from where it ran. Only what is this "
+		  "host's can "
+		  "be given beside it: disks and NICs by their id (--disk id=root,path=...), and "
+		  "the "
+		  "options that concern this process." },
 	{ .name = "control",
 	  .type = KEY_FILE,
 	  FIELD(config, control),

@@ -185,6 +185,7 @@ static int add_disk(struct vm *vm, const struct config_disk *d, struct err *err)
 		.direct = d->direct,
 		.writethrough = d->cache == CONFIG_CACHE_WRITETHROUGH,
 		.discard = d->discard,
+		.unlocked = vm->config->incoming,
 		.aio = d->aio == CONFIG_AIO_IO_URING ? BLOCK_AIO_URING :
 		       d->aio == CONFIG_AIO_THREADS  ? BLOCK_AIO_THREADS :
 						       BLOCK_AIO_AUTO,
@@ -212,7 +213,24 @@ static int add_disk(struct vm *vm, const struct config_disk *d, struct err *err)
 		disk->ops->free(disk);
 		return err->code;
 	}
+	vm->disks[vm->ndisks++] = disk;
 	return attach(vm, v, err);
+}
+
+int vm_lock_disks(struct vm *vm, bool hold, struct err *err)
+{
+	for (unsigned i = 0; i < vm->ndisks; i++) {
+		struct block *b = vm->disks[i];
+		int rc = b->ops->lock ? b->ops->lock(b, hold, err) : 0;
+
+		if (!rc || !hold)
+			continue;
+		while (i--)
+			if (vm->disks[i]->ops->lock)
+				vm->disks[i]->ops->lock(vm->disks[i], false, NULL);
+		return rc;
+	}
+	return 0;
 }
 
 static int add_net(struct vm *vm, const struct config_net *n, struct err *err)
@@ -327,6 +345,7 @@ void machine_free(struct vm *vm)
 	free(vm->io_loops);
 	vm->io_loops = NULL;
 	vm->nio_loops = 0;
+	vm->ndisks = 0;
 	vm->pci = NULL;
 	vm->ged = NULL;
 	vm->serial = NULL;

@@ -24,6 +24,9 @@ enum section_type {
 	SECTION_DEVICE = 34,    /* named as the device: type and parts, see vm_state.c */
 	SECTION_VCPU = 35,      /* named by its number: table "vcpu" */
 	SECTION_END = 36,       /* table "end" */
+	SECTION_HELLO = 48,     /* migrate_wire.h, as the next two */
+	SECTION_REPLY = 49,     /* target to source */
+	SECTION_COMMIT = 50,    /* the machine is the target's now */
 };
 
 /* "a device's state", for messages; "section 99" is what the caller says of an unknown one: NULL. */

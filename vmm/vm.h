@@ -31,6 +31,7 @@
 
 enum vm_state { VM_CREATED, VM_RUNNING, VM_PAUSED, VM_STOPPED };
 
+struct block;
 struct console;
 struct ged;
 struct job;
@@ -63,7 +64,9 @@ struct vm {
 	struct loop **io_loops; /* threads of their own; owned */
 	unsigned nio_loops;
 	struct pci_bus *pci;
-	unsigned nslots; /* PCI slots taken by virtio devices */
+	unsigned nslots;                       /* PCI slots taken by virtio devices */
+	struct block *disks[CONFIG_DISKS_MAX]; /* by config->disks' index; their devices own them */
+	unsigned ndisks;
 	struct ged *ged;
 	struct uart16550 *serial;
 	struct console
@@ -128,6 +131,12 @@ void vm_release(struct vm *vm); /* run on, or stay paused */
 
 int vm_reset(struct vm *vm, struct err *err);
 void vm_power_button(struct vm *vm);
+
+/*
+ * The locks of all disks, taken or given up together, for the hand-over to another process: -EBUSY with
+ * none of them held if one is somebody else's. The machine stands still.
+ */
+int vm_lock_disks(struct vm *vm, bool hold, struct err *err);
 
 /* End the machine: vCPUs parked, devices quiet; the main loop returns. @reason is static. */
 void vm_stop(struct vm *vm, int status, const char *reason);
