@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -34,6 +35,7 @@
 struct area {
 	struct gmem_region r;
 	bool owned;
+	bool file;        /* a private mapping of a file */
 	uint64_t unit;    /* what madvise() can give back: the size of its pages */
 	void *map;	  /* the whole reservation; NULL when borrowed */
 	size_t map_size;
@@ -120,13 +122,13 @@ static int explain_map(uint64_t size, enum gmem_pages pages, int e, struct err *
 			   size >> 20);
 }
 
-/* Reserve, then put the RAM inside with something inaccessible on both sides. */
-static int map_ram(struct area *a, enum gmem_pages pages, struct err *err)
+/* Reserve, then put the RAM inside with something inaccessible on both sides. @fd -1: no file. */
+static int map_ram(struct area *a, enum gmem_pages pages, int fd, uint64_t off, struct err *err)
 {
 	const bool huge = pages == GMEM_PAGES_HUGE;
 	const size_t size = a->r.size;
 	/* Huge pages are reserved now: without, the guest dies of SIGBUS when they run out. */
-	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED |
+	const int flags = MAP_PRIVATE | MAP_FIXED | (fd < 0 ? MAP_ANONYMOUS : 0) |
 			  (huge ? MAP_HUGETLB | (21 << MAP_HUGE_SHIFT) : MAP_NORESERVE);
 
 	if (size > SIZE_MAX - 3 * HUGE)
@@ -138,7 +140,7 @@ static int map_ram(struct area *a, enum gmem_pages pages, struct err *err)
 		return explain_map(size, pages, errno, err);
 	uintptr_t want = (((uintptr_t)a->map + HUGE) & ~(uintptr_t)(HUGE - 1)) + a->r.gpa % HUGE;
 
-	a->r.host = mmap((void *)want, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+	a->r.host = mmap((void *)want, size, PROT_READ | PROT_WRITE, flags, fd, (off_t)off);
 	if (a->r.host == MAP_FAILED) {
 		int e = errno;
 
@@ -153,22 +155,51 @@ static int map_ram(struct area *a, enum gmem_pages pages, struct err *err)
 	return 0;
 }
 
-int gmem_add_ram(struct gmem *m, gpa_t gpa, uint64_t size, enum gmem_pages pages, struct err *err)
+static int add_owned(struct gmem *m, struct area a, enum gmem_pages pages, int fd, uint64_t off,
+		     struct err *err)
 {
-	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-	struct area a = { .r = { .gpa = gpa, .size = size }, .owned = true };
-
-	a.unit = pages == GMEM_PAGES_HUGE ? HUGE : page;
-	int rc = check_place(m, gpa, size, a.unit, err);
+	a.owned = true;
+	a.unit = pages == GMEM_PAGES_HUGE ? HUGE : (uint64_t)sysconf(_SC_PAGESIZE);
+	int rc = check_place(m, a.r.gpa, a.r.size, a.unit, err);
 
 	if (!rc)
-		rc = map_ram(&a, pages, err);
+		rc = map_ram(&a, pages, fd, off, err);
 	if (rc)
 		return rc;
 	rc = insert(m, &a, err);
 	if (rc)
 		munmap(a.map, a.map_size);
 	return rc;
+}
+
+int gmem_add_ram(struct gmem *m, gpa_t gpa, uint64_t size, enum gmem_pages pages, struct err *err)
+{
+	return add_owned(m, (struct area){ .r = { .gpa = gpa, .size = size } }, pages, -1, 0, err);
+}
+
+/* Behind a file's end there is SIGBUS, not zeroes. */
+static int check_file(int fd, uint64_t off, uint64_t size, struct err *err)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return err_set_sys(err, errno, "cannot look at the file of guest RAM");
+	if (!S_ISREG(st.st_mode))
+		return err_set(err, EINVAL, "guest RAM can only be a regular file");
+	if (off > (uint64_t)st.st_size || size > (uint64_t)st.st_size - off)
+		return err_set(err, ENODATA,
+			       "the file of guest RAM has %" PRIu64 " bytes, %" PRIu64
+			       " are needed",
+			       (uint64_t)st.st_size, off + size);
+	return 0;
+}
+
+int gmem_add_file(struct gmem *m, gpa_t gpa, uint64_t size, int fd, uint64_t off, struct err *err)
+{
+	struct area a = { .r = { .gpa = gpa, .size = size }, .file = true };
+	int rc = check_file(fd, off, size, err);
+
+	return rc ? rc : add_owned(m, a, GMEM_PAGES_TRANSPARENT, fd, off, err);
 }
 
 int gmem_add_borrowed(struct gmem *m, gpa_t gpa, uint64_t size, void *host, struct err *err)
@@ -289,6 +320,18 @@ int gmem_write(struct gmem *m, gpa_t at, const void *src, size_t len)
 	return 0;
 }
 
+/* The file's content would come back: put fresh memory in its place. */
+static int give_back(const struct area *a, uint64_t from, uint64_t len)
+{
+	if (!a->file)
+		return madvise(a->r.host + from, len, MADV_DONTNEED);
+	return mmap(a->r.host + from, len, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+		    0) == MAP_FAILED ?
+		       -1 :
+		       madvise(a->r.host + from, len, MADV_DONTDUMP);
+}
+
 /*
  * Make [off, off + len) read as zero, giving whole pages back. What madvise() refuses (locked memory,
  * huge pages before Linux 5.18) is cleared by hand; so is borrowed memory, which may be anything.
@@ -299,7 +342,7 @@ static void clear(const struct area *a, uint64_t off, uint64_t len)
 	uint64_t to = (off + len) / a->unit * a->unit;
 	uint8_t *host = a->r.host;
 
-	if (!a->owned || from >= to || madvise(host + from, to - from, MADV_DONTNEED) < 0) {
+	if (!a->owned || from >= to || give_back(a, from, to - from) < 0) {
 		memset(host + off, 0, len);
 		return;
 	}

@@ -41,6 +41,12 @@ void gmem_free(struct gmem *m);
 /* Map @size bytes of zeroed memory at @gpa; owned by @m. -EINVAL unaligned, -EEXIST overlap, ... */
 int gmem_add_ram(struct gmem *m, gpa_t gpa, uint64_t size, enum gmem_pages pages, struct err *err);
 
+/*
+ * The same, filled with @size bytes of a file from @off (page aligned): read when touched, written only
+ * here. @fd may be closed afterwards; the file must not become shorter while @m lives.
+ */
+int gmem_add_file(struct gmem *m, gpa_t gpa, uint64_t size, int fd, uint64_t off, struct err *err);
+
 /* The same with memory of the caller's, which must outlive @m. */
 int gmem_add_borrowed(struct gmem *m, gpa_t gpa, uint64_t size, void *host, struct err *err);
 

@@ -47,7 +47,7 @@ static int reserve(struct state_buf *b, size_t more)
 	return 0;
 }
 
-static int put(struct state_buf *b, const void *src, size_t len)
+int state_buf_put(struct state_buf *b, const void *src, size_t len)
 {
 	int rc = reserve(b, len);
 
@@ -65,7 +65,7 @@ static int put_header(struct state_buf *b, const struct state_field *f)
 
 	memcpy(h, &f->id, 2);
 	memcpy(h + 2, &flags, 2);
-	return put(b, h, sizeof(h)); /* the length follows when it is known */
+	return state_buf_put(b, h, sizeof(h)); /* the length follows when it is known */
 }
 
 /* Fill in the u32 before @from: how much has been put since. */
@@ -86,7 +86,7 @@ static int put_elements(const struct state_field *f, const uint8_t *at, struct s
 
 	BUG_ON(f->elem != f->sub->size);
 	for (size_t i = 0; i < f->count; i++) {
-		int rc = put(out, &later, sizeof(later));
+		int rc = state_buf_put(out, &later, sizeof(later));
 		size_t from = out->len;
 
 		if (!rc)
@@ -96,6 +96,16 @@ static int put_elements(const struct state_field *f, const uint8_t *at, struct s
 		patch_length(out, from);
 	}
 	return 0;
+}
+
+/* Bytes of a plain field that go on the wire. */
+static size_t wire_length(const struct state_field *f, const uint8_t *at)
+{
+	size_t len = f->elem * f->count;
+
+	while (f->flags & STATE_TRIM && len && !at[len - 1])
+		len--;
+	return (len + f->elem - 1) / f->elem * f->elem;
 }
 
 static int put_table(const struct state_desc *d, const uint8_t *regs, struct state_buf *out)
@@ -110,8 +120,8 @@ static int put_table(const struct state_desc *d, const uint8_t *regs, struct sta
 		size_t from = out->len;
 
 		if (!rc)
-			rc = f->type == STATE_TYPE_TABLE ? put_elements(f, at, out)
-							 : put(out, at, f->elem * f->count);
+			rc = f->type == STATE_TYPE_TABLE ? put_elements(f, at, out) :
+							   state_buf_put(out, at, wire_length(f, at));
 		if (rc)
 			return rc;
 		patch_length(out, from);
@@ -167,8 +177,8 @@ static int get_elements(const struct state_desc *d, const struct state_field *f,
 		uint32_t len = 0;
 
 		if (!get(&in, &len, sizeof(len)) || !split(&in, len, &part))
-			return err_set(err, EINVAL, "%s.%s: ends within element %zu of %zu", d->name,
-				       f->name, i, f->count);
+			return err_set(err, EINVAL, "%s.%s: ends within element %zu of %zu",
+				       d->name, f->name, i, f->count);
 		int rc = get_table(f->sub, at + i * f->elem, part, err);
 
 		if (rc) {
@@ -189,10 +199,12 @@ static int get_field(const struct state_desc *d, const struct state_field *f, ui
 
 	if (f->type == STATE_TYPE_TABLE)
 		return get_elements(d, f, regs + f->offset, in, err);
-	if (in.len != want)
+	if (f->flags & STATE_TRIM ? in.len > want || in.len % f->elem : in.len != want)
 		return err_set(err, EINVAL, "%s.%s: %zu bytes where %zu belong", d->name, f->name,
 			       in.len, want);
-	memcpy(regs + f->offset, in.data, want);
+	if (in.len)
+		memcpy(regs + f->offset, in.data, in.len);
+	memset(regs + f->offset + in.len, 0, want - in.len);
 	return 0;
 }
 

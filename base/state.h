@@ -34,16 +34,17 @@ struct state_desc;
 
 struct state_field {
 	uint16_t id;      /* never 0 (but PAD), never reused */
-	uint16_t flags;   /* STATE_OPTIONAL: newer than format 1, an older loader may skip it */
+	uint16_t flags;   /* STATE_OPTIONAL, STATE_TRIM */
 	const char *name; /* as in the struct; inspect and docs show it */
 	enum state_type type;
 	size_t offset;
-	size_t elem;  /* bytes of an element: 1, 2, 4, 8 for UINT; else of the member (TABLE: one) */
-	size_t count; /* 1, or the array's length */
+	size_t elem; /* bytes of an element: 1, 2, 4, 8 for UINT; else of the member (TABLE: one) */
+	size_t count;                 /* 1, or the array's length */
 	const struct state_desc *sub; /* TABLE */
 };
 
-#define STATE_OPTIONAL 1
+#define STATE_OPTIONAL 1 /* newer than format 1: an older loader may skip it */
+#define STATE_TRIM     2 /* an array that is mostly empty: zeroes at its end are not on the wire */
 
 #define STATE_FIELDS_MAX 256 /* in one table */
 
@@ -62,29 +63,44 @@ struct state_desc {
 };
 
 #define STATE_SIZEOF(s, m) sizeof(((s *)0)->m)
-#define STATE_UINT_(i, s, m, e, n, f)                                                              \
-	{ .id = (i), .flags = (f), .name = #m, .type = STATE_TYPE_UINT, .offset = offsetof(s, m),  \
-	  .elem = (e) + 0 * sizeof(char[STATE_SIZEOF(s, m) == (e) * (n) ? 1 : -1]), .count = (n) }
-#define STATE_U8(i, s, m)  STATE_UINT_(i, s, m, 1, 1, 0)
-#define STATE_U16(i, s, m) STATE_UINT_(i, s, m, 2, 1, 0)
-#define STATE_U32(i, s, m) STATE_UINT_(i, s, m, 4, 1, 0)
-#define STATE_U64(i, s, m) STATE_UINT_(i, s, m, 8, 1, 0)
+#define STATE_UINT_(i, s, m, e, n, f)                                                     \
+	{                                                                                 \
+		.id = (i), .flags = (f), .name = #m, .type = STATE_TYPE_UINT,             \
+		.offset = offsetof(s, m),                                                 \
+		.elem = (e) + 0 * sizeof(char[STATE_SIZEOF(s, m) == (e) * (n) ? 1 : -1]), \
+		.count = (n)                                                              \
+	}
+#define STATE_U8(i, s, m)           STATE_UINT_(i, s, m, 1, 1, 0)
+#define STATE_U16(i, s, m)          STATE_UINT_(i, s, m, 2, 1, 0)
+#define STATE_U32(i, s, m)          STATE_UINT_(i, s, m, 4, 1, 0)
+#define STATE_U64(i, s, m)          STATE_UINT_(i, s, m, 8, 1, 0)
 #define STATE_U8_ARRAY(i, s, m, n)  STATE_UINT_(i, s, m, 1, n, 0)
 #define STATE_U16_ARRAY(i, s, m, n) STATE_UINT_(i, s, m, 2, n, 0)
 #define STATE_U32_ARRAY(i, s, m, n) STATE_UINT_(i, s, m, 4, n, 0)
 #define STATE_U64_ARRAY(i, s, m, n) STATE_UINT_(i, s, m, 8, n, 0)
-#define STATE_BYTES(i, s, m)                                                                       \
-	{ .id = (i), .name = #m, .type = STATE_TYPE_BYTES, .offset = offsetof(s, m),               \
-	  .elem = STATE_SIZEOF(s, m), .count = 1 }
-#define STATE_PAD(s, m)                                                                            \
-	{ .id = 0, .name = #m, .type = STATE_TYPE_PAD, .offset = offsetof(s, m),                   \
-	  .elem = STATE_SIZEOF(s, m), .count = 1 }
-#define STATE_TABLE(i, s, m, n, d)                                                                 \
-	{ .id = (i), .name = #m, .type = STATE_TYPE_TABLE, .offset = offsetof(s, m),               \
-	  .elem = STATE_SIZEOF(s, m) / (n), .count = (n), .sub = (d) }
-#define STATE_DESC(n, s, f, v)                                                                     \
-	{ .name = (n), .size = sizeof(s), .fields = (f), .count = sizeof(f) / sizeof((f)[0]),      \
-	  .validate = (v) }
+#define STATE_U8_TRIM(i, s, m, n)   STATE_UINT_(i, s, m, 1, n, STATE_TRIM)
+#define STATE_U32_TRIM(i, s, m, n)  STATE_UINT_(i, s, m, 4, n, STATE_TRIM)
+#define STATE_U64_TRIM(i, s, m, n)  STATE_UINT_(i, s, m, 8, n, STATE_TRIM)
+#define STATE_BYTES(i, s, m)                                                               \
+	{                                                                                  \
+		.id = (i), .name = #m, .type = STATE_TYPE_BYTES, .offset = offsetof(s, m), \
+		.elem = STATE_SIZEOF(s, m), .count = 1                                     \
+	}
+#define STATE_PAD(s, m)                                                                \
+	{                                                                              \
+		.id = 0, .name = #m, .type = STATE_TYPE_PAD, .offset = offsetof(s, m), \
+		.elem = STATE_SIZEOF(s, m), .count = 1                                 \
+	}
+#define STATE_TABLE(i, s, m, n, d)                                                         \
+	{                                                                                  \
+		.id = (i), .name = #m, .type = STATE_TYPE_TABLE, .offset = offsetof(s, m), \
+		.elem = STATE_SIZEOF(s, m) / (n), .count = (n), .sub = (d)                 \
+	}
+#define STATE_DESC(n, s, f, v)                                       \
+	{                                                            \
+		.name = (n), .size = sizeof(s), .fields = (f),       \
+		.count = sizeof(f) / sizeof((f)[0]), .validate = (v) \
+	}
 
 /* One table with what it describes; a device has a few (its own, its queues, its transport). */
 struct state_part {
@@ -99,6 +115,7 @@ struct state_buf {
 	size_t len, room;
 };
 void state_buf_fini(struct state_buf *b);
+int state_buf_put(struct state_buf *b, const void *src, size_t len); /* append: 0 or -ENOMEM */
 
 /* Append @regs' wire form. 0 or -ENOMEM. */
 int state_save(const struct state_desc *d, const void *regs, struct state_buf *out);

@@ -33,4 +33,6 @@ struct ged *ged_new(struct bus *bus, uint64_t base, unsigned gsi, struct wiring 
 struct device *ged_device(struct ged *g);
 void ged_power_button(struct ged *g); /* any thread, without the lock */
 
+extern const struct state_desc ged_state;
+
 #endif

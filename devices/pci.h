@@ -43,6 +43,7 @@ struct pci_msix_regs {
 
 /* For device_add_state(), with the function as what they are validated with. */
 extern const struct state_desc pci_state, msix_state;
+extern const struct state_desc pci_host_state; /* the bridge's own */
 
 struct pci_bus;
 

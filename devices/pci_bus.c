@@ -68,7 +68,7 @@ static const struct state_field host_fields[] = {
 	STATE_U32(1, struct pci_host_regs, address),
 	STATE_U32(2, struct pci_host_regs, reset),
 };
-static const struct state_desc host_state =
+const struct state_desc pci_host_state =
 	STATE_DESC("pci-host", struct pci_host_regs, host_fields, host_validate);
 
 static struct pci_bus *of(struct device *d)
@@ -271,7 +271,7 @@ struct pci_bus *pci_bus_new(const struct pci_bus_config *c, struct err *err)
 	pci_function_init(&b->host, &id, &b->host_lock);
 	b->host.bus = b;
 	b->slot[0] = &b->host;
-	device_add_state(&b->dev, &host_state, &b->regs, b);
+	device_add_state(&b->dev, &pci_host_state, &b->regs, b);
 	device_add_state(&b->dev, &pci_state, &b->host.regs, &b->host);
 	if (add_regions(b, err)) {
 		bus_free(&b->dev);

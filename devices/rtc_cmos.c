@@ -86,7 +86,7 @@ static const struct state_field rtc_fields[] = {
 	STATE_U8(3, struct rtc_regs, index),
 	STATE_PAD(struct rtc_regs, pad_),
 };
-static const struct state_desc rtc_state =
+const struct state_desc rtc_cmos_state =
 	STATE_DESC("rtc", struct rtc_regs, rtc_fields, rtc_validate);
 
 static struct rtc *of(struct device *d)
@@ -326,7 +326,7 @@ struct device *rtc_cmos_new_with_clock(struct bus *pio, uint64_t base,
 	t->opaque = opaque;
 	t->regs.cmos[REG_A] = A_DEFAULT;
 	t->regs.cmos[REG_B] = B_24H;
-	device_add_state(&t->dev, &rtc_state, &t->regs, t);
+	device_add_state(&t->dev, &rtc_cmos_state, &t->regs, t);
 	/* glibc reads the time zone's file at the first gmtime_r(), which is in the sandbox otherwise. */
 	tzset();
 

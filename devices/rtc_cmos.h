@@ -18,4 +18,6 @@ struct device *rtc_cmos_new_with_clock(struct bus *pio, uint64_t base,
 				       uint64_t (*now)(void *opaque), void *opaque,
 				       struct err *err);
 
+extern const struct state_desc rtc_cmos_state;
+
 #endif

@@ -47,7 +47,7 @@ static const struct state_field testdev_fields[] = {
 	STATE_U32(2, struct testdev_regs, lines),
 	STATE_BYTES(3, struct testdev_regs, page),
 };
-static const struct state_desc testdev_state =
+const struct state_desc testdev_state =
 	STATE_DESC("testdev", struct testdev_regs, testdev_fields, testdev_validate);
 
 static struct testdev *of(struct device *d)

@@ -19,4 +19,6 @@
 struct device *testdev_new(struct bus *pio, struct bus *mmio, struct wiring *wiring,
 			   struct err *err); /* instance "testdev" */
 
+extern const struct state_desc testdev_state;
+
 #endif

@@ -128,7 +128,7 @@ static const struct state_field uart_fields[] = {
 	STATE_BYTES(12, struct uart_regs, rx),
 	STATE_U8_ARRAY(13, struct uart_regs, rx_status, FIFO_SIZE),
 };
-static const struct state_desc uart_state =
+const struct state_desc uart16550_state =
 	STATE_DESC("uart16550", struct uart_regs, uart_fields, uart_validate);
 
 static struct uart16550 *of(struct device *d)
@@ -547,7 +547,7 @@ struct uart16550 *uart16550_new(const char *name, struct bus *pio, uint64_t base
 	u->base = base;
 	u->wiring = wiring;
 	u->trigger.fd = -1;
-	device_add_state(&u->dev, &uart_state, &u->regs, u);
+	device_add_state(&u->dev, &uart16550_state, &u->regs, u);
 	if (attach(u, gsi, err)) {
 		uart_free(&u->dev);
 		return NULL;

@@ -37,4 +37,6 @@ size_t uart16550_room(struct uart16550 *u);
 void uart16550_input(struct uart16550 *u, const uint8_t *data, size_t len);
 void uart16550_break(struct uart16550 *u); /* a break condition on the line (sysrq) */
 
+extern const struct state_desc uart16550_state;
+
 #endif

@@ -24,4 +24,6 @@ void virtio_net_default_mac(const char *vm_id, const char *nic_id, uint8_t mac[6
 struct virtio *virtio_net_new(const struct virtio_net_options *o, struct netif **ifs,
 			      struct gmem *mem, struct loop *loop, struct err *err);
 
+extern const struct state_desc virtio_net_state;
+
 #endif

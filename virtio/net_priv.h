@@ -26,7 +26,6 @@ struct virtio_net_regs {
 	uint16_t pairs;        /* in use: 1 until the driver asks for more */
 	uint8_t promisc, allmulti, alluni, nomulti, nouni, nobcast;
 };
-extern const struct state_desc virtio_net_state;
 
 struct net;
 

@@ -88,28 +88,34 @@ static int apply_item(const struct config_key *table, void *base, char *item, bo
 	return set_item(k, base, k->name, value, err);
 }
 
-static int set_group(const struct config_key *k, struct config *c, const char *text,
+int config_group_set(const struct config_key *k, void *base, const char *text, uint64_t *seen,
 		     struct err *err)
 {
 	cleanup_free char *copy = strdup(text);
-	void *base = key_is_list(k) ? config_list_add(k, c, err) : (char *)c + k->offset;
 	char *item = copy;
-	uint64_t seen = 0;
 	int r = 0;
 
+	*seen = 0;
 	if (!copy)
 		return err_set(err, ENOMEM, "out of memory");
-	if (!base)
-		return err->code;
 	if (!*text)
 		return err_set(err, EINVAL, "needs a value: %s", k->metavar);
 	while (item && !r) {
 		char *next = cut_item(item);
 
-		r = apply_item(k->sub, base, item, item == copy, &seen, err);
+		r = apply_item(k->sub, base, item, item == copy, seen, err);
 		item = next;
 	}
 	return r;
+}
+
+static int set_group(const struct config_key *k, struct config *c, const char *text,
+		     struct err *err)
+{
+	void *base = key_is_list(k) ? config_list_add(k, c, err) : (char *)c + k->offset;
+	uint64_t seen;
+
+	return base ? config_group_set(k, base, text, &seen, err) : err->code;
 }
 
 static int set_key(const struct config_key *k, struct config *c, const char *value, struct err *err)

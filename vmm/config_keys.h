@@ -90,6 +90,15 @@ const char *config_value_string(const struct config_key *k, const void *base);
 #define CONFIG_SHOWN_MAX 68
 const char *config_shown(const char *text, char buf[CONFIG_SHOWN_MAX]);
 
+/* ---- config_args.c ---- */
+
+/*
+ * Apply "value,key=value,..." to the element of group @k at @base. @seen: one bit for each of its keys
+ * that was given, by its place in the table.
+ */
+int config_group_set(const struct config_key *k, void *base, const char *text, uint64_t *seen,
+		     struct err *err);
+
 /* ---- config.c ---- */
 
 void config_group_init(const struct config_key *table, void *base);

@@ -84,7 +84,9 @@ static void guest_reset(struct vm *vm)
 {
 	struct err err = { 0 };
 
-	if (vm->config->no_reboot) {
+	if (!vm->boot)
+		log_err("the guest resets, and the kernel it was started with is not there any more");
+	if (vm->config->no_reboot || !vm->boot) {
 		vm_stop(vm, EXIT_GUEST_RESET, "guest-reset");
 		return;
 	}
@@ -122,8 +124,8 @@ static void on_request(struct loop_watch *w, uint32_t events)
 
 /* ---- power on ---- */
 
-/* A fresh KVM VM with everything connected, the kernel loaded and vCPU threads parked. */
-static int power_on(struct vm *vm, struct err *err)
+/* A fresh KVM VM and its vCPUs with everything connected. */
+static int connect_all(struct vm *vm, struct err *err)
 {
 	int rc;
 
@@ -139,7 +141,16 @@ static int power_on(struct vm *vm, struct err *err)
 		if (rc)
 			return rc;
 	}
-	rc = machine_power_on(vm, err);
+	return 0;
+}
+
+/* The kernel loaded and vCPU threads parked. */
+static int power_on(struct vm *vm, struct err *err)
+{
+	int rc = connect_all(vm, err);
+
+	if (!rc)
+		rc = machine_power_on(vm, err);
 	if (rc)
 		return rc;
 	rc = boot_load(vm->boot, vm->mem, &vm->layout, &vm->machine,
@@ -195,6 +206,34 @@ int vm_start(struct vm *vm, struct err *err)
 	vm->state = VM_RUNNING;
 	vcpus_resume(&vm->vcpus);
 	vm_emit(vm, "started", NULL);
+	return 0;
+}
+
+int vm_prepare(struct vm *vm, struct err *err)
+{
+	return vm->fd < 0 ? connect_all(vm, err) : 0;
+}
+
+int vm_start_loaded(struct vm *vm, struct stream *state, enum vm_clock clock, bool paused,
+		    struct err *err)
+{
+	int rc = vm_prepare(vm, err);
+
+	if (rc)
+		return rc;
+	quiesce(vm);
+	rc = vm_state_load(vm, state, clock, err);
+	if (!rc)
+		rc = vcpus_start(&vm->vcpus, err);
+	if (rc)
+		return rc;
+	clock_gettime(CLOCK_MONOTONIC, &vm->started);
+	vm->state = VM_PAUSED;
+	if (paused) {
+		vm_emit(vm, "paused", NULL);
+		return 0;
+	}
+	vm_resume(vm);
 	return 0;
 }
 
@@ -368,7 +407,22 @@ static int open_kernel(struct vm *vm, struct err *err)
 	return vm->boot ? 0 : err->code;
 }
 
-static int make_memory(struct vm *vm, struct err *err)
+/* A snapshot's file has region after region. */
+static int map_memory(struct vm *vm, int fd, struct err *err)
+{
+	const struct arch_window *w[] = { &vm->layout.ram_low, &vm->layout.ram_high };
+	uint64_t off = 0;
+	int rc = 0;
+
+	for (unsigned i = 0; i < 2 && !rc; i++) {
+		if (w[i]->size)
+			rc = gmem_add_file(vm->mem, w[i]->base, w[i]->size, fd, off, err);
+		off += w[i]->size;
+	}
+	return rc;
+}
+
+static int make_memory(struct vm *vm, int memory_fd, struct err *err)
 {
 	const struct config *c = vm->config;
 	int rc = arch_layout_init(&vm->layout, c->memory, arch_cpu_phys_bits(vm->cpu), err);
@@ -378,6 +432,8 @@ static int make_memory(struct vm *vm, struct err *err)
 	vm->mem = gmem_new(err);
 	if (!vm->mem)
 		return err->code;
+	if (memory_fd >= 0)
+		return map_memory(vm, memory_fd, err);
 	rc = arch_add_ram(vm->mem, &vm->layout, c->hugepages, err);
 	return rc ? err_prefix(err, "--memory") : 0;
 }
@@ -394,13 +450,37 @@ static const char *cpu_model(enum config_cpu c)
 	return names[c];
 }
 
-static int build(struct vm *vm, struct err *err)
+/* A machine that goes on needs its kernel only if it resets. */
+static int open_kernel_again(struct vm *vm, struct err *err)
+{
+	if (!vm->config->kernel || open_kernel(vm, err)) {
+		log_warn("%s%sa reset would end this machine",
+			 vm->config->kernel ? err->msg : "it is not known which kernel was started", ": ");
+		*err = (struct err){ 0 };
+	}
+	return 0;
+}
+
+static int make_cpu(struct vm *vm, const struct vm_header *from, struct err *err)
+{
+	const struct config *c = vm->config;
+
+	if (from) {
+		vm->cpu = arch_cpu_load(vm->kvm.fd, c->cpus, from->cpu, from->cpu_len, err);
+		return vm->cpu ? 0 : err_prefix(err, "section cpu");
+	}
+	vm->cpu = arch_cpu_new(vm->kvm.fd, cpu_model(c->cpu), c->cpus, err);
+	return vm->cpu ? 0 : err_prefix(err, "--cpu");
+}
+
+/* @from NULL: power on; else a state is loaded afterwards, and its RAM may be in @memory_fd. */
+static int build(struct vm *vm, const struct vm_header *from, int memory_fd, struct err *err)
 {
 	const struct config *c = vm->config;
 	int rc;
 
 	/* Files of the user's first: their mistakes show without KVM, too. */
-	rc = open_kernel(vm, err);
+	rc = from ? open_kernel_again(vm, err) : open_kernel(vm, err);
 	if (rc)
 		return rc;
 	rc = kvm_open(&vm->kvm, err);
@@ -409,12 +489,15 @@ static int build(struct vm *vm, struct err *err)
 	if (c->cpus > vm->kvm.max_vcpus)
 		return err_set(err, EINVAL, "--cpus %u: this host's KVM runs at most %u", c->cpus,
 			       vm->kvm.max_vcpus);
-	vm->cpu = arch_cpu_new(vm->kvm.fd, cpu_model(c->cpu), c->cpus, err);
-	if (!vm->cpu)
-		return err_prefix(err, "--cpu");
-	rc = make_memory(vm, err);
+	rc = make_cpu(vm, from, err);
 	if (rc)
 		return rc;
+	rc = make_memory(vm, memory_fd, err);
+	if (rc)
+		return rc;
+	if (from && gmem_size(vm->mem) != from->ram)
+		return err_set(err, EINVAL, "section header: it has %llu bytes of RAM, its machine %llu",
+			       (unsigned long long)from->ram, (unsigned long long)gmem_size(vm->mem));
 	rc = event_init(&vm->request, err);
 	if (rc)
 		return rc;
@@ -433,6 +516,13 @@ static int build(struct vm *vm, struct err *err)
 struct vm *vm_new(const struct config *c, struct loop *main_loop, vm_event_fn on_event,
 		  void *opaque, struct err *err)
 {
+	return vm_new_from(c, NULL, -1, main_loop, on_event, opaque, err);
+}
+
+struct vm *vm_new_from(const struct config *c, const struct vm_header *h, int memory_fd,
+		       struct loop *main_loop, vm_event_fn on_event, void *opaque,
+		       struct err *err)
+{
 	struct vm *vm = calloc(1, sizeof(*vm));
 
 	if (!vm) {
@@ -450,7 +540,7 @@ struct vm *vm_new(const struct config *c, struct loop *main_loop, vm_event_fn on
 	vm->vcpus = (struct vcpus){
 		.mmio = &vm->mmio, .pio = &vm->pio, .on_stop = on_vcpu_stop, .opaque = vm
 	};
-	if (build(vm, err)) {
+	if (build(vm, h, memory_fd, err)) {
 		vm_free(vm);
 		return NULL;
 	}

@@ -113,6 +113,17 @@ static const struct feature features[] = {
 	{ 0xd, 1, CPU_EAX, 2, 4, "xgetbv1" },
 };
 
+const char *cpu_feature_name(uint32_t function, uint32_t index, enum cpu_reg reg, unsigned bit)
+{
+	for (size_t i = 0; i < sizeof(features) / sizeof(features[0]); i++) {
+		const struct feature *f = &features[i];
+
+		if (f->function == function && f->index == index && f->reg == reg && f->bit == bit)
+			return f->name;
+	}
+	return NULL;
+}
+
 /* Nehalem, Haswell, Skylake-X; Bulldozer's second revision, Zen, Zen 4. */
 static const uint32_t signature_intel[] = { [2] = 0x000106a0, [3] = 0x000306c0, [4] = 0x00050650 };
 static const uint32_t signature_amd[] = { [2] = 0x00610f00, [3] = 0x00800f10, [4] = 0x00a10f10 };

@@ -242,9 +242,9 @@ static void adapt(int kvm_fd, struct cpu_leaves *l)
 	cpu_leaf_remove(l, 0x80000026); /* the host's topology once more; 0xB is enough */
 }
 
-static unsigned phys_bits(struct cpu_leaves *l)
+unsigned cpu_phys_bits(const struct cpu_leaves *l)
 {
-	struct kvm_cpuid_entry2 *e = cpu_leaf(l, 0x80000008, 0);
+	struct kvm_cpuid_entry2 *e = cpu_leaf((struct cpu_leaves *)l, 0x80000008, 0);
 
 	if (!e || !(e->eax & 0xff))
 		return 36; /* what a processor without the leaf has */
@@ -252,6 +252,19 @@ static unsigned phys_bits(struct cpu_leaves *l)
 
 	/* Newer kernels say here how far their page tables for guests reach. */
 	return guest && guest < bits ? guest : bits;
+}
+
+int cpu_ask_host(int kvm_fd, struct arch_cpu *c, struct err *err)
+{
+	int rc = get_supported(kvm_fd, &c->host, err);
+
+	if (rc)
+		return rc;
+	adapt(kvm_fd, &c->host);
+	int size = ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
+
+	c->xsave_size = size > 0 ? (size_t)size : 0;
+	return cpu_list_msrs(kvm_fd, c, err);
 }
 
 static int find_model(const char *model, struct err *err)
@@ -281,12 +294,12 @@ struct arch_cpu *arch_cpu_new(int kvm_fd, const char *model, unsigned ncpus, str
 		return NULL;
 	}
 	c->ncpus = ncpus;
-	if (get_supported(kvm_fd, &c->leaves, err))
+	if (cpu_ask_host(kvm_fd, c, err))
 		goto fail;
-	adapt(kvm_fd, &c->leaves);
+	c->leaves = c->host;
 	if (which > 0 && cpu_baseline(&c->leaves, (unsigned)which + 1, err))
 		goto fail;
-	c->phys_bits = phys_bits(&c->leaves);
+	c->phys_bits = cpu_phys_bits(&c->leaves);
 	cpu_topology(&c->leaves, ncpus, 0);
 	return c;
 

@@ -14,6 +14,8 @@
 /* Below this there is no place for boot structures, firmware tables and a kernel of any kind. */
 #define RAM_MIN (2 * MIB)
 
+const char arch_name[] = "x86_64";
+
 int arch_layout_init(struct arch_layout *l, uint64_t ram, unsigned phys_bits, struct err *err)
 {
 	uint64_t limit = 1ull << (phys_bits > 52 ? 52 : phys_bits);
