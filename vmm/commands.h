@@ -20,6 +20,8 @@ struct command {
 extern const struct command commands[];
 
 int cmd_run(int argc, char **argv, struct err *err);
+int cmd_restore(int argc, char **argv, struct err *err);
+int cmd_inspect(int argc, char **argv, struct err *err);
 int cmd_ctl(int argc, char **argv, struct err *err);
 int cmd_check_host(int argc, char **argv, struct err *err);
 int cmd_help(int argc, char **argv, struct err *err);

@@ -11,6 +11,9 @@
 
 const struct command commands[] = {
 	{ "run", cmd_run, "start a virtual machine and stay with it until it ends", NULL },
+	{ "restore", cmd_restore, "go on with a machine from a snapshot",
+	  "--disk --net --serial --id --control --paused --no-reboot --help" },
+	{ "inspect", cmd_inspect, "show what is in a snapshot", "--json --help" },
 	{ "check-host", cmd_check_host, "find out what this host offers to virtual machines", "--json --help" },
 	{ "ctl", cmd_ctl, "list running machines, ask one, pause, reset or stop it",
 	  "list info stats pause resume power-button reset quit events --json --timeout --help" },

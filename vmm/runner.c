@@ -1,0 +1,123 @@
+/*
+ * runner.c - the process around a machine
+ *
+ * Signals arrive as file descriptor events on the main loop and are blocked in every thread before the
+ * first one is made. The first SIGTERM, SIGINT or SIGHUP presses the power button, as a service manager
+ * or a person at Ctrl-C expects a machine to shut down; a second one ends it at once.
+ */
+#include <signal.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "vmm/control.h"
+#include "vmm/exit_status.h"
+#include "vmm/runner.h"
+#include "vmm/sandbox.h"
+
+static void on_signal(struct loop_watch *w, uint32_t events)
+{
+	struct runner *r = (struct runner *)((char *)w - offsetof(struct runner, signal_watch));
+	struct signalfd_siginfo info;
+
+	if (read(r->signal_fd, &info, sizeof(info)) != sizeof(info))
+		return;
+	int sig = (int)info.ssi_signo;
+
+	if (r->button_pressed || r->vm->state != VM_RUNNING) {
+		log_info("signal %d: stopping at once", sig);
+		vm_stop(r->vm, EXIT_SIGNAL + sig, "signal");
+		return;
+	}
+	r->button_pressed = true;
+	log_info("signal %d: power button pressed; once more to stop at once", sig);
+	vm_power_button(r->vm);
+}
+
+static int watch_signals(struct runner *r, struct err *err)
+{
+	sigset_t set;
+
+	signal(SIGPIPE, SIG_IGN); /* a reader that goes away is an error of its write, no more */
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	int rc = pthread_sigmask(SIG_BLOCK, &set, NULL);
+
+	if (rc)
+		return err_set_sys(err, rc, "cannot block signals");
+	r->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (r->signal_fd < 0)
+		return err_set_sys(err, errno, "cannot watch signals");
+	rc = loop_add(r->loop, &r->signal_watch, r->signal_fd, EPOLLIN, on_signal);
+	return rc ? err_set_sys(err, rc, "cannot watch signals") : 0;
+}
+
+void runner_prepare(void)
+{
+	sandbox_prepare();
+}
+
+int runner_open(struct runner *r, const struct config *c, struct err *err)
+{
+	int rc;
+
+	*r = (struct runner){ .config = c, .signal_fd = -1, .signal_watch.fd = -1 };
+	r->loop = loop_new(err);
+	if (!r->loop)
+		return err->code;
+	rc = watch_signals(r, err);
+	if (rc)
+		return rc;
+	if (c->control || c->id) {
+		r->control = control_new(c->control, c->id, r->loop, err);
+		if (!r->control)
+			return err->code;
+	}
+	return 0;
+}
+
+vm_event_fn runner_on_event(const struct runner *r)
+{
+	return r->control ? control_event : NULL;
+}
+
+void *runner_opaque(const struct runner *r)
+{
+	return r->control;
+}
+
+int runner_enter(struct runner *r, struct err *err)
+{
+	return r->config->sandbox ? sandbox_enter(err) : 0;
+}
+
+int runner_run(struct runner *r, struct err *err)
+{
+	if (r->control)
+		control_serve(r->control, r->vm);
+	int rc = loop_run(r->loop);
+
+	if (rc) {
+		err_set_sys(err, rc, "the main loop failed");
+		return EXIT_HOST;
+	}
+	log_debug("stopped: %s", r->vm->stop_reason);
+	return r->vm->status;
+}
+
+void runner_close(struct runner *r)
+{
+	if (r->control)
+		control_serve(r->control, NULL);
+	control_free(r->control);
+	vm_free(r->vm);
+	if (r->loop) {
+		loop_remove(&r->signal_watch);
+		loop_free(r->loop);
+	}
+	fd_close(&r->signal_fd);
+}
