@@ -117,6 +117,13 @@ $(B)/tests/fuzz/%: $(B)/tests/fuzz/%.o $(LIB_FILES)
 
 unit-bins: $(UNIT)
 
+# What tests/pods runs besides the shim.
+$(B)/tests/pods/%: $(B)/tests/pods/%.o $(call lib,k8s-shim) $(call lib,base)
+	@mkdir -p $(@D)
+	$(Q_LD)$(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
+
+pod-tools: $(patsubst tests/pods/%.c,$(B)/tests/pods/%,$(wildcard tests/pods/*.c))
+
 unit: unit-bins ## build and run the unit tests of this variant (V=...)
 	@set -e; for t in $(UNIT); do echo "== $$t"; $$t; done
 
@@ -200,6 +207,6 @@ include tests/guest/guest.mk
 
 -include $(shell test -d build && find build -name '*.d')
 
-.PHONY: all objects unit unit-bins fuzz fuzz-bins demo check bench lab layers lint format man \
+.PHONY: all objects pod-tools unit unit-bins fuzz fuzz-bins demo check bench lab layers lint format man \
 	completion install help clean
 .SECONDARY:

@@ -6,8 +6,9 @@
  * own MAC address and is to the network what an ordinary container would be. A responder on each tap
  * tells the guest its addresses (DHCP, router advertisements).
  *
- * Everything runs on the caller's thread and loop. Entering the namespace is undone before a call
- * returns. The order in the shim: open when the container is created, hand the tap descriptors to the
+ * Everything runs on the caller's thread and loop, but what has to be done inside the namespace: a
+ * thread that ends before the call returns does that, so the shim's own threads never leave the host's.
+ * The order in the shim: open when the container is created, hand the tap descriptors to the
  * machine, close after the machine has ended (task_exit.c); the pod may then start another one.
  */
 #ifndef K8S_SHIM_NET_H
@@ -32,9 +33,18 @@ struct pod_net_options {
 	unsigned queues;           /* queue pairs the machine would like: its number of vCPUs */
 };
 
+#define POD_NICS_MAX   16
+#define POD_ADDRS_MAX  16 /* a link's */
+#define POD_ROUTES_MAX 64
+#define POD_QUEUES_MAX 32
+
 struct pod_addr {
 	int family; /* AF_INET, AF_INET6; link-local ones are not listed */
 	uint8_t addr[16];
+	/*
+	 * 32 or 128 where the pod has no route to the address's network by the link (ptp plugin, Calico):
+	 * the guest must not look for its neighbours there either.
+	 */
 	unsigned prefix;
 };
 
@@ -44,6 +54,7 @@ struct pod_route {
 	unsigned prefix;
 	uint8_t via[16];
 	bool has_via; /* false: the destination is on the link */
+	uint32_t metric;
 };
 
 /* One NIC. Owned by the pod_net, valid until pod_net_close(). */
@@ -53,13 +64,14 @@ struct pod_nic {
 	unsigned mtu;
 	/*
 	 * Open tap descriptors, close-on-exec, IFF_NO_PI and IFF_VNET_HDR set, one a queue pair: the
-	 * machine inherits dup()s of them. Where there is no more than one, taps[0].
+	 * machine inherits dup()s of them, all of them, or frames get lost. The tap goes away with the
+	 * last descriptor.
 	 */
 	const int *taps;
 	unsigned ntaps;
 	const struct pod_addr *addrs;
 	unsigned naddrs;
-	const struct pod_route *routes;
+	const struct pod_route *routes; /* on-link ones first; networks of addresses left out */
 	unsigned nroutes;
 };
 
@@ -72,6 +84,9 @@ int pod_net_open(const struct pod_net_options *o, struct loop *loop, struct pod_
 
 unsigned pod_net_count(const struct pod_net *n);
 const struct pod_nic *pod_net_nic(const struct pod_net *n, unsigned i); /* in order of ifindex */
+
+/* A cloud-init network-config (version 2) that says the same; malloc'd, NULL: out of memory. */
+char *pod_net_config(const struct pod_net *n);
 
 /* Stop answering, take away taps and redirections. The namespace may be gone. NULL is fine. */
 void pod_net_close(struct pod_net *n);
