@@ -19,6 +19,7 @@
 #include "vmm/control_client.h"
 #include "vmm/control_name.h"
 #include "vmm/ctl_print.h"
+#include "vmm/ctl_verbs.h"
 #include "vmm/exit_status.h"
 
 #define TIMEOUT_DEFAULT_MS 10000
@@ -29,19 +30,23 @@ struct ctl {
 	bool json, help;
 	bool has_timeout;
 	unsigned timeout_ms;
+	struct ctl_call call; /* of a verb that takes words */
 };
 
 static const struct verb {
 	const char *name, *help;
+	int (*run)(const struct ctl_call *c, struct err *err); /* NULL: a question and its answer */
 } verbs[] = {
-	{ "info", "what the machine is and does" },
-	{ "stats", "counters of its processors and devices" },
-	{ "pause", "stop its processors" },
-	{ "resume", "let them run again" },
-	{ "power-button", "ask the guest to shut down" },
-	{ "reset", "start the machine again at once" },
-	{ "quit", "end the machine at once" },
-	{ "events", "print what happens to it until it ends" },
+	{ "info", "what the machine is and does", NULL },
+	{ "stats", "counters of its processors and devices", NULL },
+	{ "pause", "stop its processors", NULL },
+	{ "resume", "let them run again", NULL },
+	{ "power-button", "ask the guest to shut down", NULL },
+	{ "reset", "start the machine again at once", NULL },
+	{ "quit", "end the machine at once", NULL },
+	{ "snapshot", "DIR [--stop]: write it to a new directory, for coracle restore", ctl_snapshot },
+	{ "cancel", "give up the snapshot or migration that is under way", NULL },
+	{ "events", "print what happens to it until it ends", NULL },
 };
 
 #define NVERBS (sizeof(verbs) / sizeof(verbs[0]))
@@ -79,6 +84,30 @@ static int parse_timeout(struct ctl *c, const char *text, struct err *err)
 	return 0;
 }
 
+static const struct verb *find_verb(const char *name)
+{
+	for (size_t i = 0; name && i < NVERBS; i++)
+		if (!strcmp(verbs[i].name, name))
+			return &verbs[i];
+	return NULL;
+}
+
+/* Does the verb so far take words and options of its own? */
+static bool takes_words(const struct ctl *c)
+{
+	const struct verb *v = find_verb(c->verb);
+
+	return v && v->run;
+}
+
+static int keep_word(struct ctl *c, const char *word, struct err *err)
+{
+	if (c->call.nwords == CTL_WORDS_MAX)
+		return err_set(err, EINVAL, "%s is one word too many: coracle ctl --help", word);
+	c->call.words[c->call.nwords++] = word;
+	return 0;
+}
+
 static int parse_word(struct ctl *c, const char *word, struct err *err)
 {
 	if (!c->machine)
@@ -105,6 +134,8 @@ static int parse(struct ctl *c, int argc, char **argv, struct err *err)
 			rc = parse_timeout(c, i + 1 < argc ? argv[++i] : NULL, err);
 		else if (!strncmp(a, "--timeout=", 10))
 			rc = parse_timeout(c, a + 10, err);
+		else if (takes_words(c))
+			rc = keep_word(c, a, err);
 		else if (a[0] == '-')
 			rc = err_set(err, EINVAL, "no option %s: coracle ctl --help", a);
 		else
@@ -112,9 +143,8 @@ static int parse(struct ctl *c, int argc, char **argv, struct err *err)
 	}
 	if (rc || c->help || !c->verb)
 		return rc;
-	for (size_t i = 0; i < NVERBS; i++)
-		if (!strcmp(verbs[i].name, c->verb))
-			return 0;
+	if (find_verb(c->verb))
+		return 0;
 	return err_set(err, EINVAL, "no verb %s: coracle ctl --help lists them", c->verb);
 }
 
@@ -282,10 +312,18 @@ static void print_result(const struct ctl *c, struct json_object *result)
 static int speak(struct ctl *c, struct control_client *client, struct err *err)
 {
 	struct json_object *result = NULL;
+	const struct verb *v = find_verb(c->verb);
 	int rc;
 
 	if (!strcmp(c->verb, "events"))
 		return follow(c, client, err);
+	if (v->run) {
+		c->call.client = client;
+		c->call.machine = c->machine;
+		c->call.json = c->json;
+		c->call.timeout_ms = c->timeout_ms;
+		return v->run(&c->call, err);
+	}
 	rc = control_client_call(client, c->verb, c->timeout_ms, &result, err);
 	if (!rc)
 		print_result(c, result);
@@ -316,6 +354,8 @@ int cmd_ctl(int argc, char **argv, struct err *err)
 	int rc = speak(&c, &client, err);
 
 	control_client_close(&client);
+	if (rc == -EINVAL)
+		return EXIT_USAGE;
 	if (rc)
 		err_prefix(err, "%.64s", c.machine);
 	return rc ? EXIT_HOST : EXIT_OK;

@@ -202,7 +202,7 @@ static void print_member(const char *key, struct json_object *v, unsigned indent
 
 static void print_object(struct json_object *o, unsigned indent)
 {
-	json_object_object_foreach(o, key, v)
+	json_object_object_foreach (o, key, v)
 		print_member(key, v, indent);
 }
 

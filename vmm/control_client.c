@@ -134,19 +134,72 @@ static int take_answer(struct json_object *o, struct json_object **result, struc
 	return 0;
 }
 
+#define FDS_MAX 32
+
+/* One message with its newline; descriptors go with its first byte. */
+static int send_request(struct control_client *c, const char *text, size_t len, const int *fds,
+			unsigned nfds, struct err *err)
+{
+	union {
+		char room[CMSG_SPACE(sizeof(int) * FDS_MAX)];
+		struct cmsghdr align;
+	} control = { .room = { 0 } };
+
+	BUG_ON(nfds > FDS_MAX);
+	for (size_t at = 0; at < len;) {
+		struct iovec iov = { (char *)text + at, len - at };
+		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+		if (nfds && !at) {
+			msg.msg_control = &control;
+			msg.msg_controllen = CMSG_SPACE(sizeof(int) * nfds);
+			struct cmsghdr *h = CMSG_FIRSTHDR(&msg);
+
+			h->cmsg_level = SOL_SOCKET;
+			h->cmsg_type = SCM_RIGHTS;
+			h->cmsg_len = CMSG_LEN(sizeof(int) * nfds);
+			memcpy(CMSG_DATA(h), fds, sizeof(int) * nfds);
+		}
+		/* a machine that just ended is told by read, not by SIGPIPE */
+		ssize_t n = sendmsg(c->fd, &msg, MSG_NOSIGNAL);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EPIPE)
+			return 0;
+		if (n < 0)
+			return err_set_sys(err, errno, "cannot ask the machine");
+		at += (size_t)n;
+	}
+	return 0;
+}
+
 int control_client_call(struct control_client *c, const char *method, unsigned timeout_ms,
 			struct json_object **result, struct err *err)
 {
+	return control_client_call_fds(c, method, NULL, NULL, 0, timeout_ms, result, err);
+}
+
+int control_client_call_fds(struct control_client *c, const char *method,
+			    struct json_object *params, const int *fds, unsigned nfds,
+			    unsigned timeout_ms, struct json_object **result, struct err *err)
+{
 	int64_t deadline = deadline_of(timeout_ms);
-	char request[128];
+	cleanup_free char *request = NULL;
 	const char *line;
 	struct json_object *o;
-	int n = snprintf(request, sizeof(request),
-			 "{\"jsonrpc\":\"2.0\",\"method\":\"%s\",\"id\":1}\n", method);
+	int n = asprintf(&request, "{\"jsonrpc\":\"2.0\",\"method\":\"%s\",\"id\":1%s%s}\n", method,
+			 params ? ",\"params\":" : "",
+			 params ? json_object_to_json_string_ext(params, JSON_C_TO_STRING_PLAIN) : "");
 
-	/* a machine that just ended is told by read, not by SIGPIPE */
-	if (send(c->fd, request, (size_t)n, MSG_NOSIGNAL) != n && errno != EPIPE)
-		return err_set_sys(err, errno, "cannot ask the machine");
+	if (n < 0) {
+		request = NULL;
+		return err_set(err, ENOMEM, "out of memory");
+	}
+	int sent = send_request(c, request, (size_t)n, fds, nfds, err);
+
+	if (sent)
+		return sent;
 	for (int rc = 1; rc;) {
 		rc = next_until(c, deadline, &line, &o, err);
 		if (rc == -ENODATA)

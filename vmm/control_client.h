@@ -29,6 +29,11 @@ void control_client_close(struct control_client *c);
 int control_client_call(struct control_client *c, const char *method, unsigned timeout_ms,
 			struct json_object **result, struct err *err);
 
+/* The same with @params (borrowed; NULL: none) and descriptors that go along. */
+int control_client_call_fds(struct control_client *c, const char *method,
+			    struct json_object *params, const int *fds, unsigned nfds,
+			    unsigned timeout_ms, struct json_object **result, struct err *err);
+
 /*
  * The next message as a line without its newline, which lives until the next call, parsed in *@o
  * (the caller's). -ENODATA: the machine has closed. @timeout_ms UINT_MAX: wait for ever.

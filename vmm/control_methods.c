@@ -293,6 +293,7 @@ const struct jsonrpc_method control_methods[] = {
 	{ "power-button", power_button },
 	{ "reset", reset_vm },
 	{ "quit", quit },
+	{ "snapshot", control_snapshot },
 	{ "cancel", control_cancel },
 	{ "migrate-cancel", control_cancel },
 	{ NULL, NULL },

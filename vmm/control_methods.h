@@ -40,7 +40,7 @@ extern const struct jsonrpc_method control_methods[]; /* ended by a NULL name */
 void control_peer_close_fds(struct control_peer *p);
 int control_peer_take_fds(struct control_peer *p, int fds[CONTROL_FDS_MAX]);
 
-/* control_jobs.c */
+/* control_snapshot.c, control_jobs.c */
 int control_snapshot(void *opaque, struct json_object *params, struct json_object **result,
 		     struct err *err);
 int control_migrate(void *opaque, struct json_object *params, struct json_object **result,

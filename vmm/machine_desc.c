@@ -32,36 +32,40 @@ static void put_object(json_object **o)
 
 /* ---- to JSON ---- */
 
-static const struct virtio *find_virtio(const struct vm *vm, const char *kind, const char *id)
+/* @len bytes at @off of the configuration of virtio device @kind.@id; zeroes if there is none. */
+static void read_config(const struct vm *vm, const char *kind, const char *id, unsigned off,
+			void *to, unsigned len)
 {
 	char name[8 + CONFIG_ID_MAX];
 
+	memset(to, 0, len);
 	snprintf(name, sizeof(name), "%s.%s", kind, id);
-	for (unsigned i = 0; i < vm->ndevices; i++)
-		if (!strcmp(vm->devices[i]->name, name))
-			return (const struct virtio *)vm->devices[i]; /* first member */
-	return NULL;
+	for (unsigned i = 0; i < vm->ndevices; i++) {
+		struct device *d = vm->devices[i];
+
+		if (strcmp(d->name, name))
+			continue;
+		pthread_mutex_lock(&d->lock); /* a driver may write to it */
+		memcpy(to, ((struct virtio *)d)->regs.config + off, len); /* first member */
+		pthread_mutex_unlock(&d->lock);
+	}
 }
 
 /* virtio 1.2, 5.2.4: capacity in sectors of 512 bytes comes first. It never changes. */
 static uint64_t disk_size(const struct vm *vm, const char *id)
 {
-	const struct virtio *v = find_virtio(vm, "disk", id);
-	uint64_t sectors = 0;
+	uint64_t sectors;
 
-	if (v)
-		memcpy(&sectors, v->regs.config, sizeof(sectors));
+	read_config(vm, "disk", id, 0, &sectors, sizeof(sectors));
 	return le64toh(sectors) * 512;
 }
 
 /* 5.1.4: mac 6, status 2, max_virtqueue_pairs 2, mtu 2. */
 static unsigned told_mtu(const struct vm *vm, const char *id)
 {
-	const struct virtio *v = find_virtio(vm, "net", id);
-	uint16_t mtu = 0;
+	uint16_t mtu;
 
-	if (v)
-		memcpy(&mtu, v->regs.config + 10, sizeof(mtu));
+	read_config(vm, "net", id, 10, &mtu, sizeof(mtu));
 	return le16toh(mtu);
 }
 

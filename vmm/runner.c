@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "vmm/control.h"
 #include "vmm/exit_status.h"
+#include "vmm/job.h"
 #include "vmm/runner.h"
 #include "vmm/sandbox.h"
 
@@ -101,6 +102,8 @@ int runner_run(struct runner *r, struct err *err)
 		control_serve(r->control, r->vm);
 	int rc = loop_run(r->loop);
 
+	/* A job that ends the machine is told of while there is somebody to tell. */
+	job_end(r->vm->job, "the machine ends");
 	if (rc) {
 		err_set_sys(err, rc, "the main loop failed");
 		return EXIT_HOST;
