@@ -29,15 +29,15 @@
 
 #define REGIONS_MAX 64
 #define PAGE_SHIFT  12 /* of the bitmap, whatever the host's pages are */
-#define HUGE	    (UINT64_C(2) << 20)
+#define HUGE        (UINT64_C(2) << 20)
 #define LOAD_CHUNK  (UINT64_C(1) << 20) /* one pread(2) is not longer, so a signal gets through */
 
 struct area {
 	struct gmem_region r;
 	bool owned;
-	bool file;        /* a private mapping of a file */
-	uint64_t unit;    /* what madvise() can give back: the size of its pages */
-	void *map;	  /* the whole reservation; NULL when borrowed */
+	bool file;     /* a private mapping of a file */
+	uint64_t unit; /* what madvise() can give back: the size of its pages */
+	void *map;     /* the whole reservation; NULL when borrowed */
 	size_t map_size;
 	_Atomic uint64_t *dirty;
 	size_t words;
@@ -99,8 +99,8 @@ static int insert(struct gmem *m, struct area *a, struct err *err)
 	a->words = ((a->r.size >> PAGE_SHIFT) + 63) / 64;
 	a->dirty = calloc(a->words, sizeof(*a->dirty));
 	if (!a->dirty)
-		return err_set(err, ENOMEM, "out of memory for the dirty bitmap of RAM at 0x%" PRIx64,
-			       a->r.gpa);
+		return err_set(err, ENOMEM,
+			       "out of memory for the dirty bitmap of RAM at 0x%" PRIx64, a->r.gpa);
 	while (at < m->count && m->areas[at].r.gpa < a->r.gpa)
 		at++;
 	memmove(&m->areas[at + 1], &m->areas[at], (m->count - at) * sizeof(*a));
@@ -112,10 +112,11 @@ static int insert(struct gmem *m, struct area *a, struct err *err)
 static int explain_map(uint64_t size, enum gmem_pages pages, int e, struct err *err)
 {
 	if (pages == GMEM_PAGES_HUGE)
-		return err_set_sys(err, e,
-				   "the host cannot give %" PRIu64
-				   " huge pages of 2 MiB: raise vm.nr_hugepages or choose other pages",
-				   size / HUGE);
+		return err_set_sys(
+			err, e,
+			"the host cannot give %" PRIu64
+			" huge pages of 2 MiB: raise vm.nr_hugepages or choose other pages",
+			size / HUGE);
 	return err_set_sys(err, e,
 			   "the host cannot map %" PRIu64
 			   " MiB of guest RAM (see ulimit -v, vm.overcommit_memory)",
@@ -326,8 +327,7 @@ static int give_back(const struct area *a, uint64_t from, uint64_t len)
 	if (!a->file)
 		return madvise(a->r.host + from, len, MADV_DONTNEED);
 	return mmap(a->r.host + from, len, PROT_READ | PROT_WRITE,
-		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
-		    0) == MAP_FAILED ?
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED ?
 		       -1 :
 		       madvise(a->r.host + from, len, MADV_DONTDUMP);
 }
@@ -522,8 +522,8 @@ int gmem_dirty_fetch(struct gmem *m, unsigned i, uint64_t *bits, size_t words)
 		uint64_t v = atomic_load_explicit(&a->dirty[w], memory_order_relaxed);
 
 		bits[w] = v ? htole64(atomic_exchange_explicit(&a->dirty[w], 0,
-							       memory_order_acquire))
-			    : 0;
+							       memory_order_acquire)) :
+			      0;
 	}
 	memset(bits + a->words, 0, (words - a->words) * sizeof(*bits));
 	return 0;

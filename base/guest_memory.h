@@ -52,7 +52,7 @@ int gmem_add_borrowed(struct gmem *m, gpa_t gpa, uint64_t size, void *host, stru
 
 unsigned gmem_count(const struct gmem *m);
 const struct gmem_region *gmem_region(const struct gmem *m, unsigned i); /* sorted by gpa */
-uint64_t gmem_size(const struct gmem *m); /* bytes of RAM in all */
+uint64_t gmem_size(const struct gmem *m);                                /* bytes of RAM in all */
 
 /* Is [at, at + len) RAM, whole, in one region? len 0 asks whether @at is RAM. */
 bool gmem_contains(const struct gmem *m, gpa_t at, uint64_t len);

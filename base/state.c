@@ -120,8 +120,9 @@ static int put_table(const struct state_desc *d, const uint8_t *regs, struct sta
 		size_t from = out->len;
 
 		if (!rc)
-			rc = f->type == STATE_TYPE_TABLE ? put_elements(f, at, out) :
-							   state_buf_put(out, at, wire_length(f, at));
+			rc = f->type == STATE_TYPE_TABLE ?
+				     put_elements(f, at, out) :
+				     state_buf_put(out, at, wire_length(f, at));
 		if (rc)
 			return rc;
 		patch_length(out, from);

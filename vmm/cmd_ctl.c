@@ -44,7 +44,8 @@ static const struct verb {
 	{ "power-button", "ask the guest to shut down", NULL },
 	{ "reset", "start the machine again at once", NULL },
 	{ "quit", "end the machine at once", NULL },
-	{ "snapshot", "DIR [--stop]: write it to a new directory, for coracle restore", ctl_snapshot },
+	{ "snapshot", "DIR [--stop]: write it to a new directory, for coracle restore",
+	  ctl_snapshot },
 	{ "cancel", "give up the snapshot or migration that is under way", NULL },
 	{ "events", "print what happens to it until it ends", NULL },
 };

@@ -27,9 +27,8 @@
 static int add_table(struct json_object *o, const char *key, const struct state_desc *d,
 		     const void *data, size_t len, struct err *err)
 {
-	struct json_object *t =
-		d ? state_to_json(d, data, len, err) :
-		    (err_set(err, ENOTSUP, "its table is not known here"), NULL);
+	struct json_object *t = d ? state_to_json(d, data, len, err) :
+				    (err_set(err, ENOTSUP, "its table is not known here"), NULL);
 
 	if (!t)
 		return err->code;
@@ -254,7 +253,8 @@ static void print_help(void)
 	     "\n"
 	     "Show the machine of a snapshot and the state of each of its devices and processors.\n"
 	     "\n"
-	     "  --json         everything, as one JSON object (docs/state-format.md has the fields)");
+	     "  --json         everything, as one JSON object (docs/state-format.md has the "
+	     "fields)");
 }
 
 static int inspect(const char *dir, bool json, struct err *err)

@@ -28,11 +28,13 @@ static void print_help(void)
 {
 	puts("usage: coracle restore DIR [OPTION]...\n"
 	     "\n"
-	     "Go on with the machine that `coracle ctl NAME snapshot DIR` left in DIR. What the guest\n"
+	     "Go on with the machine that `coracle ctl NAME snapshot DIR` left in DIR. What the "
+	     "guest\n"
 	     "sees is as it was; what only the host sees can be given anew:\n");
 	machine_overrides_help(stdout);
 	puts("\n"
-	     "It has no name and no control socket unless they are given here: several machines can be\n"
+	     "It has no name and no control socket unless they are given here: several machines "
+	     "can be\n"
 	     "made of one directory, each with disks of its own. DIR has to stay while they run.");
 }
 

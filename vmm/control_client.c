@@ -17,6 +17,7 @@
 
 #include "backends/unix_socket.h"
 #include "base/fd.h"
+#include "base/log.h"
 #include "vmm/control_client.h"
 
 #define LINE_ROOM  (8u << 20)
@@ -190,7 +191,8 @@ int control_client_call_fds(struct control_client *c, const char *method,
 	struct json_object *o;
 	int n = asprintf(&request, "{\"jsonrpc\":\"2.0\",\"method\":\"%s\",\"id\":1%s%s}\n", method,
 			 params ? ",\"params\":" : "",
-			 params ? json_object_to_json_string_ext(params, JSON_C_TO_STRING_PLAIN) : "");
+			 params ? json_object_to_json_string_ext(params, JSON_C_TO_STRING_PLAIN) :
+				  "");
 
 	if (n < 0) {
 		request = NULL;

@@ -35,8 +35,8 @@ static void add_u64(struct json_object *o, const char *key, uint64_t value)
 	json_object_object_add(o, key, json_object_new_uint64(value));
 }
 
-static int run(struct job *j, void *arg, const struct transfer_watch *w,
-	       struct json_object *result, struct err *err)
+static int run(struct job *j, void *arg, const struct transfer_watch *w, struct json_object *result,
+	       struct err *err)
 {
 	struct task *t = arg;
 	const struct snapshot_files f = { t->fds[0], t->fds[1], t->fds[2] };
@@ -67,9 +67,10 @@ static int check_file(int fd, struct err *err)
 
 	if (flags < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_size ||
 	    (flags & O_ACCMODE) == O_RDONLY || flags & O_APPEND)
-		return err_set(err, EINVAL,
-			       "three empty files open for writing have to come along: machine.json, "
-			       "state, memory");
+		return err_set(
+			err, EINVAL,
+			"three empty files open for writing have to come along: machine.json, "
+			"state, memory");
 	return 0;
 }
 

@@ -66,7 +66,8 @@ static int make_files(struct making *m, struct err *err)
 	}
 	m->dir_fd = open(m->partial, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	for (unsigned i = 0; i < NFILES && m->dir_fd >= 0; i++) {
-		m->fds[i] = openat(m->dir_fd, names[i], O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		m->fds[i] =
+			openat(m->dir_fd, names[i], O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 		if (m->fds[i] < 0)
 			return err_set_sys(err, errno, "cannot make %s/%s", m->partial, names[i]);
 	}
@@ -155,7 +156,8 @@ static void on_event(void *opaque, const char *line, struct json_object *params)
 
 static void print_done(const struct making *m, struct json_object *done)
 {
-	printf("%s: %" PRIu64 " MiB of RAM, %" PRIu64 " MiB written, in %.3f s; the guest stood still "
+	printf("%s: %" PRIu64 " MiB of RAM, %" PRIu64
+	       " MiB written, in %.3f s; the guest stood still "
 	       "for %.1f ms%s\n",
 	       m->dir, number(done, "ram") >> 20, number(done, "written") >> 20,
 	       (double)number(done, "total-us") / 1e6, (double)number(done, "pause-us") / 1e3,

@@ -12,8 +12,8 @@
 #define CTL_WORDS_MAX 32
 
 struct ctl_call {
-	struct control_client *client; /* connected */
-	const char *machine;           /* as the user named it */
+	struct control_client *client;        /* connected */
+	const char *machine;                  /* as the user named it */
 	const char *words[CTL_WORDS_MAX + 1]; /* what stands behind the verb; ended by NULL */
 	unsigned nwords;
 	bool json;

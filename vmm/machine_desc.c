@@ -229,9 +229,9 @@ void machine_desc_fini(struct machine_desc *d)
 
 static const char *const disk_allowed[] = { "path", "id", "aio", "direct", NULL };
 static const char *const net_allowed[] = { "tap", "id", "fd", "addr", "create", NULL };
-static const char *const run_allowed[] = { "disk",	"net",	   "serial",  "id",
-					   "control",	"paused",  "no-reboot", "io-threads",
-					   "sandbox",	"log-level", "hugepages", NULL };
+static const char *const run_allowed[] = { "disk",    "net",       "serial",    "id",
+					   "control", "paused",    "no-reboot", "io-threads",
+					   "sandbox", "log-level", "hugepages", NULL };
 
 static bool is_in(const char *const *list, const char *name)
 {
@@ -336,9 +336,10 @@ static int check_allowed(const struct config_key *k, uint64_t seen, struct err *
 
 	for (unsigned i = 0; k->sub[i].name; i++)
 		if (seen >> i & 1 && !is_in(allowed, k->sub[i].name))
-			return err_set(err, EINVAL,
-				       "%s: it is the guest's and cannot change while the guest lives",
-				       k->sub[i].name);
+			return err_set(
+				err, EINVAL,
+				"%s: it is the guest's and cannot change while the guest lives",
+				k->sub[i].name);
 	return 0;
 }
 
@@ -413,7 +414,7 @@ void machine_overrides_help(FILE *f)
 		config_value_allowed(k, words, sizeof(words));
 		snprintf(left, sizeof(left), "--%s %s", k->name,
 			 k->type == KEY_FLAG ? "" :
-			 k->metavar	     ? k->metavar :
+			 k->metavar          ? k->metavar :
 					       words);
 		fprintf(f, "  %-22s  %s\n", left, k->help);
 	}
@@ -427,7 +428,8 @@ int machine_desc_check(const struct machine_desc *d, const struct vm *vm, struct
 
 		if (now != d->disk_size[i])
 			return err_set(err, EINVAL,
-				       "--disk: %s: %s has %" PRIu64 " bytes, the guest's disk %s had "
+				       "--disk: %s: %s has %" PRIu64
+				       " bytes, the guest's disk %s had "
 				       "%" PRIu64 ": give that disk, or a copy of it",
 				       k->id, k->path, now, k->id, d->disk_size[i]);
 	}

@@ -26,13 +26,13 @@
 #include "vmm/snapshot.h"
 #include "vmm/vm.h"
 
-#define PAGE	    UINT64_C(4096)
-#define PIECE	    1024                /* pages a look at cancel and progress: 4 MiB */
-#define REST	    (UINT64_C(2) << 20) /* bytes that may be left for the pause */
+#define PAGE        UINT64_C(4096)
+#define PIECE       1024                /* pages a look at cancel and progress: 4 MiB */
+#define REST        (UINT64_C(2) << 20) /* bytes that may be left for the pause */
 #define PAUSE_NS    UINT64_C(5000000)   /* or as many as are written in this time */
 #define ROUNDS_MAX  8
 #define PROGRESS_NS UINT64_C(100000000)
-#define NS	    UINT64_C(1000000000)
+#define NS          UINT64_C(1000000000)
 
 struct snapshot {
 	struct vm *vm;
@@ -96,7 +96,8 @@ static void release(void *arg)
 	s->held = false;
 }
 
-static int save_to(struct snapshot *s, int (*save)(struct vm *vm, struct stream *t, struct err *err))
+static int save_to(struct snapshot *s,
+		   int (*save)(struct vm *vm, struct stream *t, struct err *err))
 {
 	struct stream *t = stream_fd_new(s->f->state, "the snapshot's file state", s->err);
 	int rc = t ? save(s->vm, t, s->err) : s->err->code;
@@ -290,8 +291,9 @@ static int write_machine(struct snapshot *s)
 
 static int sync_file(int fd, const char *name, struct err *err)
 {
-	return fsync(fd) < 0 ? err_set_sys(err, errno, "cannot write the snapshot's file %s", name) :
-			       0;
+	return fsync(fd) < 0 ?
+		       err_set_sys(err, errno, "cannot write the snapshot's file %s", name) :
+		       0;
 }
 
 static int sync_all(struct snapshot *s)

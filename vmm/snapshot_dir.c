@@ -44,8 +44,9 @@ static int open_state(struct snapshot_dir *d, int dir, const char *path, struct 
 	if (d->state < 0)
 		return d->state;
 	if (size > SNAPSHOT_STATE_MAX)
-		return err_set(err, EFBIG, "%s/state is no state of a machine: it has %" PRIu64 " bytes",
-			       path, size);
+		return err_set(err, EFBIG,
+			       "%s/state is no state of a machine: it has %" PRIu64 " bytes", path,
+			       size);
 	snprintf(peer, sizeof(peer), "%.100s/state", path);
 	d->stream = stream_fd_new(d->state, peer, err);
 	rc = d->stream ? vm_header_load(&d->header, d->stream, err) : err->code;
@@ -67,8 +68,8 @@ int snapshot_dir_open(struct snapshot_dir *d, const char *path, struct err *err)
 	}
 	if (!rc && d->memory_size != d->header.ram)
 		rc = err_set(err, EINVAL,
-			     "%s/memory has %" PRIu64 " bytes, the machine has %" PRIu64 " of RAM", path,
-			     d->memory_size, d->header.ram);
+			     "%s/memory has %" PRIu64 " bytes, the machine has %" PRIu64 " of RAM",
+			     path, d->memory_size, d->header.ram);
 	if (rc)
 		snapshot_dir_close(d);
 	return rc;

@@ -22,8 +22,8 @@
 /* In the order of the page: what the stream has, then devices. The architecture's come between. */
 static const struct state_desc *const stream_tables[] = { &header_state, &end_state };
 static const struct state_desc *const device_tables[] = {
-	&pci_host_state, &pci_state,    &msix_state,  &uart16550_state, &ged_state,
-	&rtc_cmos_state, &testdev_state, &virtio_state, &virtq_state,	  &virtio_net_state,
+	&pci_host_state, &pci_state,     &msix_state,   &uart16550_state, &ged_state,
+	&rtc_cmos_state, &testdev_state, &virtio_state, &virtq_state,     &virtio_net_state,
 };
 
 #define COUNT(a)   (sizeof(a) / sizeof((a)[0]))
@@ -110,8 +110,8 @@ static struct json_object *numbers(const struct state_field *f, const uint8_t *a
 	while (f->flags & STATE_TRIM && count && !number_at(at + (count - 1) * f->elem, f->elem))
 		count--;
 	for (size_t i = 0; i < count; i++)
-		json_object_array_add(
-			a, json_object_new_uint64(number_at(at + i * f->elem, f->elem)));
+		json_object_array_add(a,
+				      json_object_new_uint64(number_at(at + i * f->elem, f->elem)));
 	return a;
 }
 
@@ -187,8 +187,8 @@ void state_print_tables(FILE *f)
 	const struct state_desc **all = state_tables();
 
 	for (unsigned i = 0; all && all[i]; i++) {
-		fprintf(f, "%s### %s\n\n| id | field | type |\n| --- | --- | --- |\n", i ? "\n" : "",
-			all[i]->name);
+		fprintf(f, "%s### %s\n\n| id | field | type |\n| --- | --- | --- |\n",
+			i ? "\n" : "", all[i]->name);
 		for (size_t k = 0; k < all[i]->count; k++)
 			if (all[i]->fields[k].type != STATE_TYPE_PAD)
 				print_field(f, &all[i]->fields[k]);

@@ -85,7 +85,8 @@ static void guest_reset(struct vm *vm)
 	struct err err = { 0 };
 
 	if (!vm->boot)
-		log_err("the guest resets, and the kernel it was started with is not there any more");
+		log_err("the guest resets, and the kernel it was started with is not there any "
+			"more");
 	if (vm->config->no_reboot || !vm->boot) {
 		vm_stop(vm, EXIT_GUEST_RESET, "guest-reset");
 		return;
@@ -455,7 +456,8 @@ static int open_kernel_again(struct vm *vm, struct err *err)
 {
 	if (!vm->config->kernel || open_kernel(vm, err)) {
 		log_warn("%s%sa reset would end this machine",
-			 vm->config->kernel ? err->msg : "it is not known which kernel was started", ": ");
+			 vm->config->kernel ? err->msg : "it is not known which kernel was started",
+			 ": ");
 		*err = (struct err){ 0 };
 	}
 	return 0;
@@ -496,8 +498,10 @@ static int build(struct vm *vm, const struct vm_header *from, int memory_fd, str
 	if (rc)
 		return rc;
 	if (from && gmem_size(vm->mem) != from->ram)
-		return err_set(err, EINVAL, "section header: it has %llu bytes of RAM, its machine %llu",
-			       (unsigned long long)from->ram, (unsigned long long)gmem_size(vm->mem));
+		return err_set(err, EINVAL,
+			       "section header: it has %llu bytes of RAM, its machine %llu",
+			       (unsigned long long)from->ram,
+			       (unsigned long long)gmem_size(vm->mem));
 	rc = event_init(&vm->request, err);
 	if (rc)
 		return rc;
@@ -520,8 +524,7 @@ struct vm *vm_new(const struct config *c, struct loop *main_loop, vm_event_fn on
 }
 
 struct vm *vm_new_from(const struct config *c, const struct vm_header *h, int memory_fd,
-		       struct loop *main_loop, vm_event_fn on_event, void *opaque,
-		       struct err *err)
+		       struct loop *main_loop, vm_event_fn on_event, void *opaque, struct err *err)
 {
 	struct vm *vm = calloc(1, sizeof(*vm));
 

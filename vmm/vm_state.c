@@ -28,8 +28,8 @@
 #define STATE_MAX      ((size_t)STREAM_PAYLOAD_MAX)
 
 struct header_regs {
-	uint32_t version; /* of the format */
-	uint32_t compat;  /* the oldest version whose readers can read it */
+	uint32_t version;  /* of the format */
+	uint32_t compat;   /* the oldest version whose readers can read it */
 	uint64_t features; /* what a reader must know about; none yet */
 	uint64_t ram;
 	char arch[16];
@@ -41,7 +41,7 @@ struct end_regs {
 };
 
 static const struct state_field header_fields[] = {
-	STATE_U32(1, struct header_regs, version), STATE_U32(2, struct header_regs, compat),
+	STATE_U32(1, struct header_regs, version),  STATE_U32(2, struct header_regs, compat),
 	STATE_U64(3, struct header_regs, features), STATE_U64(4, struct header_regs, ram),
 	STATE_BYTES(5, struct header_regs, arch),
 };
@@ -143,18 +143,20 @@ static int expect(struct stream *s, unsigned type, struct stream_section *out, s
 static int check_header(const struct header_regs *h, struct err *err)
 {
 	if (h->compat > STATE_VERSION || h->features)
-		return err_set(err, ENOTSUP,
-			       "section header: it is of version %u, this program reads up to %u: use "
-			       "a newer coracle",
-			       h->version, STATE_VERSION);
+		return err_set(
+			err, ENOTSUP,
+			"section header: it is of version %u, this program reads up to %u: use "
+			"a newer coracle",
+			h->version, STATE_VERSION);
 	if (h->version < VERSION_OLDEST || h->compat > h->version)
 		return err_set(err, EPROTO, "section header: version %u, compatible with %u",
 			       h->version, h->compat);
 	if (strncmp(h->arch, arch_name, sizeof(h->arch)))
-		return err_set(err, ENOTSUP,
-			       "section header: it is of a machine with %.16s processors, this host's "
-			       "are %s",
-			       h->arch, arch_name);
+		return err_set(
+			err, ENOTSUP,
+			"section header: it is of a machine with %.16s processors, this host's "
+			"are %s",
+			h->arch, arch_name);
 	return 0;
 }
 
@@ -292,7 +294,7 @@ static int save_device(struct saving *g, struct device *d, struct err *err)
 static int save_vcpu(struct saving *g, const struct vm *vm, unsigned i, struct err *err)
 {
 	char name[16];
-	int rc = arch_vcpu_save(vm->vcpus.v[i].fd, vm->cpu, &g->buf, err);
+	int rc = arch_vcpu_save(vm->vcpus.v[i].fd, vm->cpu, i, &g->buf, err);
 
 	snprintf(name, sizeof(name), "%u", i);
 	return rc ? err_prefix(err, "vCPU %u", i) : emit(g, SECTION_VCPU, name, err);
@@ -373,7 +375,8 @@ int device_state_parse(struct device_state *d, const void *data, size_t len, str
 {
 	struct input in = { data, len };
 
-	if (!take_string(&in, d->type, sizeof(d->type)) || !take(&in, &d->nparts, sizeof(d->nparts)))
+	if (!take_string(&in, d->type, sizeof(d->type)) ||
+	    !take(&in, &d->nparts, sizeof(d->nparts)))
 		return err_set(err, EINVAL, "it ends within its type");
 	if (d->nparts > DEVICE_PARTS_MAX)
 		return err_set(err, EINVAL, "%u parts, at most %u are possible", d->nparts,
@@ -413,8 +416,9 @@ static int explain_parts(const struct device *d, const struct device_state *s, s
 		unsigned saved = count_saved(s, table), here = count_here(d, table);
 
 		if (saved != here)
-			return err_set(err, EINVAL, "it was saved with %u of %s, this machine's has %u",
-				       saved, table, here);
+			return err_set(err, EINVAL,
+				       "it was saved with %u of %s, this machine's has %u", saved,
+				       table, here);
 	}
 	return err_set(err, EINVAL, "its parts are not in the order of this machine's");
 }
@@ -575,8 +579,9 @@ int vm_state_load(struct vm *vm, struct stream *s, enum vm_clock clock, struct e
 		}
 		const char *name = section_name(sec.type);
 
-		rc = name && sec.data ? load_section(&g, &sec, err) :
-					err_set(err, EPROTO, "its type %u is not known here", sec.type);
+		rc = name && sec.data ?
+			     load_section(&g, &sec, err) :
+			     err_set(err, EPROTO, "its type %u is not known here", sec.type);
 		if (rc)
 			return err_prefix(err, "section %s%s%s", name ? name : "?",
 					  *sec.name ? " " : "", sec.name);

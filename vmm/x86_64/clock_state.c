@@ -16,7 +16,7 @@
 #include "vmm/arch.h"
 #include "vmm/x86_64/regs.h"
 
-#define NS	   UINT64_C(1000000000)
+#define NS          UINT64_C(1000000000)
 #define ELAPSED_MAX (3600 * NS)
 
 static uint64_t realtime_ns(void)

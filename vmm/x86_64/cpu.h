@@ -24,8 +24,8 @@ struct cpu_leaves {
 struct arch_cpu {
 	unsigned ncpus;
 	unsigned phys_bits;
-	struct cpu_leaves leaves; /* as vCPU 0 sees them */
-	struct cpu_leaves host;   /* what this host could offer at most */
+	struct cpu_leaves leaves;    /* as vCPU 0 sees them */
+	struct cpu_leaves host;      /* what this host could offer at most */
 	uint32_t msrs[CPU_MSRS_MAX]; /* a vCPU's state */
 	unsigned nmsrs;
 	size_t xsave_size; /* bytes of KVM_GET_XSAVE2; 0: KVM has only KVM_GET_XSAVE */

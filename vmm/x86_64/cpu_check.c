@@ -79,8 +79,7 @@ static void name_bits(char *buf, size_t size, const struct feature_register *f, 
 	}
 }
 
-static int check_vendor(const struct cpu_leaves *host, const struct cpu_leaves *l,
-			struct err *err)
+static int check_vendor(const struct cpu_leaves *host, const struct cpu_leaves *l, struct err *err)
 {
 	const struct kvm_cpuid_entry2 *a = leaf(host, 0, 0), *b = leaf(l, 0, 0);
 
@@ -98,10 +97,11 @@ static int check_xsave(const struct cpu_leaves *host, const struct cpu_leaves *l
 		const struct kvm_cpuid_entry2 *a = leaf(host, 0xd, i), *b = leaf(l, 0xd, i);
 
 		if (main_leaf->eax >> i & 1 && (!a || !b || a->eax != b->eax || a->ebx != b->ebx))
-			return err_set(err, EINVAL,
-				       "this host's processor keeps FPU state %u elsewhere than the "
-				       "guest has seen",
-				       i);
+			return err_set(
+				err, EINVAL,
+				"this host's processor keeps FPU state %u elsewhere than the "
+				"guest has seen",
+				i);
 	}
 	return 0;
 }
@@ -121,10 +121,11 @@ int cpu_check_leaves(const struct arch_cpu *c, const struct cpu_leaves *l, struc
 			  value(l, f) & ~value(&c->host, f) & ~f->ignore);
 	}
 	if (*missing)
-		return err_set(err, EINVAL,
-			       "the guest has seen features that this host's processor or KVM lacks: "
-			       "%s",
-			       missing);
+		return err_set(
+			err, EINVAL,
+			"the guest has seen features that this host's processor or KVM lacks: "
+			"%s",
+			missing);
 	if (bits > cpu_phys_bits(&c->host))
 		return err_set(err, EINVAL,
 			       "the guest has seen %u address bits, this host's processor has %u",

@@ -15,8 +15,8 @@ static int cpuid_validate(const void *regs, const void *device, struct err *err)
 	const struct cpuid_regs *r = regs;
 
 	if (!r->count || r->count > REGS_LEAVES_MAX)
-		return err_set(err, EINVAL, "cpuid.count: %u leaves, 1 to %u are possible", r->count,
-			       REGS_LEAVES_MAX);
+		return err_set(err, EINVAL, "cpuid.count: %u leaves, 1 to %u are possible",
+			       r->count, REGS_LEAVES_MAX);
 	return 0;
 }
 
@@ -36,12 +36,12 @@ const struct state_desc cpuid_state =
 	STATE_DESC("cpuid", struct cpuid_regs, cpuid_fields, cpuid_validate);
 
 static const struct state_field segment_fields[] = {
-	STATE_U64(1, struct segment_regs, base),   STATE_U32(2, struct segment_regs, limit),
+	STATE_U64(1, struct segment_regs, base),     STATE_U32(2, struct segment_regs, limit),
 	STATE_U16(3, struct segment_regs, selector), STATE_U8(4, struct segment_regs, type),
-	STATE_U8(5, struct segment_regs, present), STATE_U8(6, struct segment_regs, dpl),
-	STATE_U8(7, struct segment_regs, db),      STATE_U8(8, struct segment_regs, s),
-	STATE_U8(9, struct segment_regs, l),       STATE_U8(10, struct segment_regs, g),
-	STATE_U8(11, struct segment_regs, avl),    STATE_U8(12, struct segment_regs, unusable),
+	STATE_U8(5, struct segment_regs, present),   STATE_U8(6, struct segment_regs, dpl),
+	STATE_U8(7, struct segment_regs, db),        STATE_U8(8, struct segment_regs, s),
+	STATE_U8(9, struct segment_regs, l),         STATE_U8(10, struct segment_regs, g),
+	STATE_U8(11, struct segment_regs, avl),      STATE_U8(12, struct segment_regs, unusable),
 	STATE_PAD(struct segment_regs, pad_),
 };
 static const struct state_desc segment_state =
@@ -210,8 +210,8 @@ const struct state_desc clock_state = STATE_DESC("clock", struct clock_regs, clo
 const struct state_desc *const *arch_state_tables(void)
 {
 	static const struct state_desc *const all[] = {
-		&cpuid_state, &vcpu_state,  &segment_state, &event_state, &chips_state,
-		&pic_state,   &ioapic_state, &pit_state,    &clock_state, NULL,
+		&cpuid_state, &vcpu_state,   &segment_state, &event_state, &chips_state,
+		&pic_state,   &ioapic_state, &pit_state,     &clock_state, NULL,
 	};
 
 	return all;

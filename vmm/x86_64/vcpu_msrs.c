@@ -22,7 +22,7 @@
 #include "vmm/x86_64/cpu.h"
 #include "vmm/x86_64/vcpu_msrs.h"
 
-#define MSR_TSC		 0x10
+#define MSR_TSC          0x10
 #define MSR_TSC_DEADLINE 0x6e0
 
 _Static_assert(CPU_MSRS_MAX == REGS_MSRS_MAX, "every list of MSRs can be saved");
@@ -38,16 +38,24 @@ static const struct range not_state[] = {
 };
 
 static const struct range more_state[] = {
-	{ 0x200, 0x20f }, { 0x250, 0x250 }, { 0x258, 0x259 }, { 0x268, 0x26f }, /* MTRRs */
-	{ 0x277, 0x277 },                                                         /* PAT */
-	{ 0x2ff, 0x2ff },                                                         /* MTRR_DEF_TYPE */
-	{ 0x174, 0x176 }, { 0xc0000081, 0xc0000084 }, { 0xc0000102, 0xc0000103 }, /* entry points */
-	{ 0x1a0, 0x1a0 },                                                         /* MISC_ENABLE */
-	{ 0x17a, 0x17b }, { 0x400, 0x47f }, /* machine checks */
-	{ MSR_TSC, MSR_TSC },               { 0x3b, 0x3b },
+	{ 0x200, 0x20f },
+	{ 0x250, 0x250 },
+	{ 0x258, 0x259 },
+	{ 0x268, 0x26f }, /* MTRRs */
+	{ 0x277, 0x277 }, /* PAT */
+	{ 0x2ff, 0x2ff }, /* MTRR_DEF_TYPE */
+	{ 0x174, 0x176 },
+	{ 0xc0000081, 0xc0000084 },
+	{ 0xc0000102, 0xc0000103 }, /* entry points */
+	{ 0x1a0, 0x1a0 },           /* MISC_ENABLE */
+	{ 0x17a, 0x17b },
+	{ 0x400, 0x47f }, /* machine checks */
+	{ MSR_TSC, MSR_TSC },
+	{ 0x3b, 0x3b },
 	{ MSR_TSC_DEADLINE, MSR_TSC_DEADLINE },
-	{ 0x11, 0x12 },             /* KVM's clocks by their old numbers */
-	{ 0x4b564d00, 0x4b564d0f }, /* KVM's own; numbers to ff are reserved for it, and in its list */
+	{ 0x11, 0x12 }, /* KVM's clocks by their old numbers */
+	{ 0x4b564d00,
+	  0x4b564d0f }, /* KVM's own; numbers to ff are reserved for it, and in its list */
 };
 
 static bool is_state(uint32_t msr)
@@ -146,9 +154,10 @@ static int set_all(int fd, struct msr_list *all, struct err *err)
 		const struct kvm_msr_entry *e = &all->entries[done];
 
 		if (e->data && !has_value(fd, e->index, e->data))
-			return err_set(err, EINVAL,
-				       "this host's KVM does not take the guest's MSR 0x%x (0x%llx)",
-				       e->index, (unsigned long long)e->data);
+			return err_set(
+				err, EINVAL,
+				"this host's KVM does not take the guest's MSR 0x%x (0x%llx)",
+				e->index, (unsigned long long)e->data);
 	}
 	return 0;
 }

@@ -37,28 +37,37 @@ static int set(int fd, unsigned long request, const void *arg, const char *what,
 }
 
 /* Both ways of each struct in one list, so that neither can forget a field. */
-#define GENERAL(X)                                                                                 \
-	X(rax) X(rbx) X(rcx) X(rdx) X(rsi) X(rdi) X(rsp) X(rbp) X(r8) X(r9) X(r10) X(r11) X(r12)   \
-	X(r13) X(r14) X(r15) X(rip) X(rflags)
+#define GENERAL(X)                                                                               \
+	X(rax)                                                                                   \
+	X(rbx) X(rcx) X(rdx) X(rsi) X(rdi) X(rsp) X(rbp) X(r8) X(r9) X(r10) X(r11) X(r12) X(r13) \
+		X(r14) X(r15) X(rip) X(rflags)
 #define SEGMENTS(X) X(cs) X(ds) X(es) X(fs) X(gs) X(ss) X(tr) X(ldt)
 #define CONTROL(X)  X(cr0) X(cr2) X(cr3) X(cr4) X(cr8) X(efer) X(apic_base)
-#define SEGMENT(X)                                                                                 \
-	X(base) X(limit) X(selector) X(type) X(present) X(dpl) X(db) X(s) X(l) X(g) X(avl)         \
-	X(unusable)
+#define SEGMENT(X) \
+	X(base)    \
+	X(limit) X(selector) X(type) X(present) X(dpl) X(db) X(s) X(l) X(g) X(avl) X(unusable)
 #define EVENTS(X)                                                                                  \
-	X(exception_payload, exception_payload) X(exception_error_code, exception.error_code)      \
-	X(sipi_vector, sipi_vector) X(exception_injected, exception.injected)                      \
-	X(exception_nr, exception.nr) X(exception_has_error_code, exception.has_error_code)        \
-	X(exception_pending, exception.pending) X(exception_has_payload, exception_has_payload)    \
-	X(interrupt_injected, interrupt.injected) X(interrupt_nr, interrupt.nr)                    \
-	X(interrupt_soft, interrupt.soft) X(interrupt_shadow, interrupt.shadow)                    \
-	X(nmi_injected, nmi.injected) X(nmi_pending, nmi.pending) X(nmi_masked, nmi.masked)        \
-	X(smi_smm, smi.smm) X(smi_pending, smi.pending) X(smi_inside_nmi, smi.smm_inside_nmi)      \
-	X(smi_latched_init, smi.latched_init) X(triple_fault_pending, triple_fault.pending)
+	X(exception_payload, exception_payload)                                                    \
+	X(exception_error_code, exception.error_code) X(sipi_vector, sipi_vector)                  \
+		X(exception_injected, exception.injected) X(exception_nr, exception.nr) X(         \
+			exception_has_error_code, exception.has_error_code) X(exception_pending,   \
+									      exception.pending)   \
+			X(exception_has_payload, exception_has_payload) X(interrupt_injected,      \
+									  interrupt.injected)      \
+				X(interrupt_nr, interrupt.nr) X(interrupt_soft, interrupt.soft) X( \
+					interrupt_shadow, interrupt.shadow) X(nmi_injected,        \
+									      nmi.injected)        \
+					X(nmi_pending, nmi.pending) X(nmi_masked, nmi.masked)      \
+						X(smi_smm, smi.smm) X(smi_pending, smi.pending)    \
+							X(smi_inside_nmi, smi.smm_inside_nmi)      \
+								X(smi_latched_init,                \
+								  smi.latched_init)                \
+									X(triple_fault_pending,    \
+									  triple_fault.pending)
 
-#define COPY(f)		 to->f = from->f;
+#define COPY(f)          to->f = from->f;
 #define COPY_FROM(f, kf) to->f = from->kf;
-#define COPY_TO(f, kf)	 to->kf = from->f;
+#define COPY_TO(f, kf)   to->kf = from->f;
 
 static void segment_from_kvm(struct segment_regs *to, const struct kvm_segment *from)
 {
@@ -116,19 +125,21 @@ static void events_to_kvm(struct kvm_vcpu_events *to, const struct event_regs *f
 
 /* ---- saving ---- */
 
-static int save_cpuid(int fd, struct cpuid_regs *r, struct err *err)
+/*
+ * What it was given, not what KVM_GET_CPUID2 says: that follows the guest's own switches, and with
+ * software KVM shows the host's processor.
+ */
+static int save_cpuid(const struct arch_cpu *c, unsigned index, struct cpuid_regs *r,
+		      struct err *err)
 {
-	cleanup_free struct kvm_cpuid2 *c =
-		calloc(1, sizeof(*c) + REGS_LEAVES_MAX * sizeof(c->entries[0]));
-	int rc;
+	cleanup_free struct cpu_leaves *l = malloc(sizeof(*l));
 
-	if (!c)
+	if (!l)
 		return err_set(err, ENOMEM, "out of memory for the vCPU's CPUID");
-	c->nent = REGS_LEAVES_MAX;
-	rc = get(fd, KVM_GET_CPUID2, c, "CPUID", err);
-	if (!rc)
-		cpuid_to_regs(c->entries, c->nent, r);
-	return rc;
+	*l = c->leaves;
+	cpu_topology(l, c->ncpus, index);
+	cpuid_to_regs(l->e, l->n, r);
+	return 0;
 }
 
 static int save_fpu(int fd, const struct arch_cpu *c, struct vcpu_regs *r, struct err *err)
@@ -150,7 +161,8 @@ static int save_fpu(int fd, const struct arch_cpu *c, struct vcpu_regs *r, struc
 	return rc;
 }
 
-static int save(int fd, const struct arch_cpu *c, struct vcpu_regs *r, struct err *err)
+static int save(int fd, const struct arch_cpu *c, unsigned index, struct vcpu_regs *r,
+		struct err *err)
 {
 	struct kvm_mp_state mp;
 	struct kvm_regs regs;
@@ -166,7 +178,7 @@ static int save(int fd, const struct arch_cpu *c, struct vcpu_regs *r, struct er
 	    (rc = save_fpu(fd, c, r, err)) ||
 	    (rc = get(fd, KVM_GET_DEBUGREGS, &debug, "debug registers", err)) ||
 	    (rc = get(fd, KVM_GET_LAPIC, &lapic, "local APIC", err)) ||
-	    (rc = vcpu_msrs_save(fd, c, r, err)) || (rc = save_cpuid(fd, &r->cpuid, err)) ||
+	    (rc = vcpu_msrs_save(fd, c, r, err)) || (rc = save_cpuid(c, index, &r->cpuid, err)) ||
 	    (rc = get(fd, KVM_GET_VCPU_EVENTS, &events, "pending events", err)))
 		return rc;
 	int khz = ioctl(fd, KVM_GET_TSC_KHZ, 0);
@@ -183,14 +195,15 @@ static int save(int fd, const struct arch_cpu *c, struct vcpu_regs *r, struct er
 	return 0;
 }
 
-int arch_vcpu_save(int vcpu_fd, const struct arch_cpu *c, struct state_buf *out, struct err *err)
+int arch_vcpu_save(int vcpu_fd, const struct arch_cpu *c, unsigned index, struct state_buf *out,
+		   struct err *err)
 {
 	cleanup_free struct vcpu_regs *r = calloc(1, sizeof(*r));
 	int rc;
 
 	if (!r)
 		return err_set(err, ENOMEM, "out of memory for the vCPU's state");
-	rc = save(vcpu_fd, c, r, err);
+	rc = save(vcpu_fd, c, index, r, err);
 	if (!rc && state_save(&vcpu_state, r, out))
 		rc = err_set(err, ENOMEM, "out of memory for the vCPU's state");
 	return rc;
@@ -236,15 +249,16 @@ static int load_tsc_rate(int fd, const struct vcpu_regs *r, struct err *err)
 	    !ioctl(fd, KVM_SET_TSC_KHZ, (unsigned long)r->tsc_khz))
 		return 0;
 	if (!has_invariant_tsc(&r->cpuid)) {
-		log_warn("the guest's time stamp counter ran at %u kHz and now runs at %d", r->tsc_khz,
-			 khz);
+		log_warn("the guest's time stamp counter ran at %u kHz and now runs at %d",
+			 r->tsc_khz, khz);
 		return 0;
 	}
-	return err_set(err, EINVAL,
-		       "the guest's time stamp counter runs at %u kHz, this host's at %d kHz, and its "
-		       "processor cannot scale it; a guest of --cpu x86-64-v2 to v4 does not rely on "
-		       "it",
-		       r->tsc_khz, khz);
+	return err_set(
+		err, EINVAL,
+		"the guest's time stamp counter runs at %u kHz, this host's at %d kHz, and its "
+		"processor cannot scale it; a guest of --cpu x86-64-v2 to v4 does not rely on "
+		"it",
+		r->tsc_khz, khz);
 }
 
 static int load_fpu(int fd, const struct arch_cpu *c, const struct vcpu_regs *r, struct err *err)
