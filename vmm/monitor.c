@@ -21,6 +21,7 @@
 
 struct monitor {
 	struct control_target target;
+	struct control_peer peer; /* no client: number 0, and never a descriptor that came along */
 	bool open;
 	char line[80];
 	size_t len;
@@ -177,6 +178,7 @@ struct monitor *monitor_new(struct vm *vm, struct err *err)
 		return NULL;
 	}
 	m->target.vm = vm;
+	m->target.peer = &m->peer;
 	m->target.statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
 	return m;
 }

@@ -167,7 +167,8 @@ static void check_text(const char *text, size_t len)
 
 static void one_message(struct rig *r, const char *text, size_t len)
 {
-	struct control_target target = { &r->vm, -1 };
+	struct control_peer peer = { .number = 1 };
+	struct control_target target = { &r->vm, -1, &peer };
 	struct json_object *o = jsonrpc_answer(control_methods, &target, text, len);
 	const char *out;
 	size_t n;

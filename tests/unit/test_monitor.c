@@ -104,6 +104,8 @@ static void test_verbs(void **state)
 		assert_int_equal(c[-1], '\r');
 	type(b, "power-button\r");
 	assert_said(b, "no power button");
+	type(b, "snapshot\r"); /* wants what only a client can hand in */
+	assert_said(b, "have to come along");
 	type(b, "help\r");
 	assert_said(b, "power-button");
 	type(b, "\r");
