@@ -49,6 +49,21 @@ int fd_set_nonblock(int fd)
 	return 0;
 }
 
+int fd_fill_standard(void)
+{
+	/* Opened the wrong way round, so that using one still fails as a closed one does. */
+	static const int flags[] = { O_WRONLY, O_RDONLY, O_RDONLY };
+
+	for (int fd = 0; fd <= STDERR_FILENO; fd++) {
+		if (fcntl(fd, F_GETFD) >= 0 || errno != EBADF)
+			continue;
+		/* The lowest number that is free: this one. */
+		if (open("/dev/null", flags[fd]) < 0)
+			return -errno;
+	}
+	return 0;
+}
+
 int fd_write_all(int fd, const void *buf, size_t len)
 {
 	const char *p = buf;

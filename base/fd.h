@@ -22,6 +22,12 @@ void ptr_free(void *pptr); /* free(*pptr), leaves NULL */
 
 int fd_set_nonblock(int fd); /* 0 or -errno */
 
+/*
+ * Give standard input, output and error that are closed something harmless, before anything else is
+ * opened: else a disk becomes descriptor 2, and messages are written to it. 0 or -errno.
+ */
+int fd_fill_standard(void);
+
 /* All of it, restarting after EINTR and short counts. 0, or -errno (-EPIPE/-EIO; read: -ENODATA at EOF) */
 int fd_write_all(int fd, const void *buf, size_t len);
 int fd_pread_all(int fd, void *buf, size_t len, off_t at);

@@ -3,9 +3,11 @@
  *
  * The only place that exits. Commands report by return value and struct err.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "base/fd.h"
 #include "vmm/commands.h"
 #include "vmm/exit_status.h"
 
@@ -35,12 +37,27 @@ static const struct command *find_command(const char *name)
 	return NULL;
 }
 
+/* Long output is written on the way, and an error then is only remembered: fflush() is happy. */
+static int flush_output(int status)
+{
+	int failed = ferror(stdout) ? EIO : 0;
+
+	if (fflush(stdout))
+		failed = errno;
+	if (!failed || status != EXIT_OK)
+		return status;
+	fprintf(stderr, "coracle: standard output: %s\n", strerror(failed));
+	return EXIT_HOST;
+}
+
 int main(int argc, char **argv)
 {
 	const struct command *c;
 	struct err err = { 0 };
 	int status;
 
+	if (fd_fill_standard())
+		return EXIT_HOST; /* and nowhere to say it */
 	if (argc < 2) {
 		cmd_help(1, argv, &err);
 		return EXIT_USAGE;
@@ -53,9 +70,5 @@ int main(int argc, char **argv)
 	status = c->fn(argc - 1, argv + 1, &err);
 	if (err.code)
 		fprintf(stderr, "coracle %s: %s\n", c->name, err.msg);
-	if (fflush(stdout) && status == EXIT_OK) {
-		perror("coracle: standard output");
-		return EXIT_HOST;
-	}
-	return status;
+	return flush_output(status);
 }

@@ -14,6 +14,8 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -139,12 +141,60 @@ static void test_pread_all(void **state)
 	assert_int_equal(fd_pread_all(-1, buf, 4, 0), -EBADF);
 }
 
+/* In a child, as these are this program's own. */
+static int status_of(int (*fn)(void))
+{
+	pid_t child = fork();
+	int status;
+
+	if (!child)
+		_exit(fn());
+	assert_int_equal(waitpid(child, &status, 0), child);
+	return status;
+}
+
+static int fill_all(void)
+{
+	close(STDIN_FILENO);
+	close(STDOUT_FILENO);
+	close(STDERR_FILENO);
+	if (fd_fill_standard())
+		return 1;
+	int next = open("/dev/null", O_RDWR | O_CLOEXEC);
+	char c;
+
+	if (next <= STDERR_FILENO)
+		return 2;
+	/* Using one fails as a closed one does. */
+	if (read(STDIN_FILENO, &c, 1) >= 0 || errno != EBADF)
+		return 3;
+	return write(STDOUT_FILENO, &c, 1) >= 0 || write(STDERR_FILENO, &c, 1) >= 0;
+}
+
+static int fill_middle(void)
+{
+	struct stat before, after;
+
+	if (fstat(STDERR_FILENO, &before))
+		return 1;
+	close(STDOUT_FILENO);
+	if (fd_fill_standard() || !is_open(STDOUT_FILENO))
+		return 2;
+	return fstat(STDERR_FILENO, &after) || after.st_ino != before.st_ino;
+}
+
+static void test_fill_standard(void **state)
+{
+	assert_int_equal(status_of(fill_all), 0);
+	assert_int_equal(status_of(fill_middle), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_ownership), cmocka_unit_test(test_heap),
 		cmocka_unit_test(test_nonblock),  cmocka_unit_test(test_write_all),
-		cmocka_unit_test(test_pread_all),
+		cmocka_unit_test(test_pread_all), cmocka_unit_test(test_fill_standard),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
