@@ -41,7 +41,9 @@ static int watch_signals(struct runner *r, struct err *err)
 {
 	sigset_t set;
 
-	signal(SIGPIPE, SIG_IGN); /* a reader that goes away is an error of its write, no more */
+	/* A reader that goes away, or a file at its limit, is an error of the write and no more. */
+	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
