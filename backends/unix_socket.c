@@ -5,6 +5,10 @@
  * net/unix/af_unix.c: unix_bind): there is no moment at which others could connect, and no umask()
  * that other threads would notice.
  *
+ * bind() makes the file and listen() comes later: in between a client, and another machine that starts,
+ * would take it for a dead one's. So it is bound under another name in the same directory and renamed
+ * when it listens. Where that name is too long for a socket, it is bound in place after all.
+ *
  * A file left behind by a crash is told from a live one by connecting. Two programs that find the
  * same stale file at once must not remove each other's new one, so look and bind are done under a
  * lock on the directory; there is no lock file to be left behind in its turn. A directory that
@@ -12,6 +16,7 @@
  */
 #include <fcntl.h>
 #include <libgen.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -87,6 +92,46 @@ static int remove_stale(const struct sockaddr_un *a, struct err *err)
 	return 0;
 }
 
+/* The name to bind first, in @path's directory. */
+static void first_name(struct sockaddr_un *a, const char *path)
+{
+	const char *base = strrchr(path, '/');
+	char text[sizeof(a->sun_path) + 32];
+	int n = snprintf(text, sizeof(text), "%.*s.coracle-%d", base ? (int)(base - path + 1) : 0,
+			 path, (int)getpid());
+
+	if (n < (int)sizeof(a->sun_path))
+		memcpy(a->sun_path, text, (size_t)n + 1);
+}
+
+static int rename_new(const char *from, const char *to)
+{
+	if (!renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE))
+		return 0;
+	/* not every file system has the flag */
+	return errno == EINVAL || errno == ENOSYS ? rename(from, to) : -1;
+}
+
+/* Bind @fd at @path, listening from the first moment it is seen. */
+static int bind_and_listen(int fd, const struct sockaddr_un *a, int backlog, struct err *err)
+{
+	struct sockaddr_un first = *a;
+	int rc = 0;
+
+	first_name(&first, a->sun_path);
+	if (strcmp(first.sun_path, a->sun_path))
+		unlink(first.sun_path); /* of a process that had our number */
+	if (bind(fd, (struct sockaddr *)&first, sizeof(first)))
+		return err_set_sys(err, errno, "cannot make socket %s", a->sun_path);
+	if (listen(fd, backlog))
+		rc = err_set_sys(err, errno, "cannot listen on socket %s", a->sun_path);
+	else if (strcmp(first.sun_path, a->sun_path) && rename_new(first.sun_path, a->sun_path))
+		rc = err_set_sys(err, errno, "cannot make socket %s", a->sun_path);
+	if (rc)
+		unlink(first.sun_path);
+	return rc;
+}
+
 int unix_listen(struct unix_listener *l, const char *path, int backlog, struct err *err)
 {
 	struct sockaddr_un a;
@@ -108,10 +153,11 @@ int unix_listen(struct unix_listener *l, const char *path, int backlog, struct e
 	rc = remove_stale(&a, err);
 	if (rc)
 		return rc;
-	if (bind(fd, (struct sockaddr *)&a, sizeof(a)))
-		return err_set_sys(err, errno, "cannot make socket %s", path);
-	if (listen(fd, backlog) || stat(path, &st)) {
-		rc = err_set_sys(err, errno, "cannot listen on socket %s", path);
+	rc = bind_and_listen(fd, &a, backlog, err);
+	if (rc)
+		return rc;
+	if (stat(path, &st)) {
+		rc = err_set_sys(err, errno, "cannot look at socket %s", path);
 		unlink(path);
 		return rc;
 	}

@@ -27,7 +27,7 @@ struct port {
 	size_t len;
 	unsigned quits, commands, breaks;
 	char dir[64];
-	char path[96];
+	char path[112];
 };
 
 static inline size_t port_room(void *opaque)

@@ -6,6 +6,7 @@
  */
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -566,6 +567,58 @@ static void test_unix_no_descriptors(void **state)
 	expect(p, next, "ok");
 }
 
+/* A client that waits for the file to appear and connects is never refused. */
+static void *connect_when_there(void *arg)
+{
+	struct port *p = arg;
+	struct stat st;
+	int fd;
+
+	while (stat(p->path, &st))
+		sched_yield();
+	fd = unix_connect(p->path, 5000, NULL);
+	return (void *)(intptr_t)fd;
+}
+
+static void test_unix_listens_at_once(void **state)
+{
+	struct port *p = *state;
+
+	for (int i = 0; i < 50; i++) {
+		pthread_t t;
+		void *result;
+
+		assert_int_equal(pthread_create(&t, NULL, connect_when_there, p), 0);
+		open_spec(p, "unix");
+		pthread_join(t, &result);
+		assert_true((intptr_t)result >= 0);
+		close((int)(intptr_t)result);
+		p->console->ops->free(p->console);
+		p->console = NULL;
+	}
+}
+
+/* A path so long that there is no room for another name beside it. */
+static void test_unix_long_path(void **state)
+{
+	struct port *p = *state;
+	size_t at = (size_t)snprintf(p->path, sizeof(p->path), "%s/", p->dir);
+
+	memset(p->path + at, 'l', 107 - at);
+	p->path[107] = '\0';
+	open_spec(p, "unix");
+	cleanup_fd int fd = client_of(p);
+
+	settle(p);
+	say(p, "there");
+	expect(p, fd, "there");
+	rmdir(p->dir); /* refused: only the socket is in it */
+	p->console->ops->free(p->console);
+	p->console = NULL;
+	assert_int_equal(rmdir(p->dir), 0); /* nothing was left behind */
+	assert_int_equal(mkdir(p->dir, 0700), 0);
+}
+
 /* ---- threads ---- */
 
 struct writer {
@@ -645,6 +698,8 @@ int main(void)
 		T(test_unix_slow_client),
 		T(test_unix_stale),
 		T(test_unix_no_descriptors),
+		T(test_unix_listens_at_once),
+		T(test_unix_long_path),
 		T(test_threads),
 	};
 
