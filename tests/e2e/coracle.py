@@ -92,13 +92,14 @@ class Reader(threading.Thread):
 class Coracle:
     """One machine. Its serial port is the process's stdin and stdout unless --serial is given.
 
-    @prefix is a command that starts another in its place (nsenter, nice).
+    @prefix is a command that starts another in its place (nsenter, nice); @command "restore" wants a
+    snapshot's directory as its first argument, which brings its serial port along.
     """
 
-    def __init__(self, *args, control=True, prefix=(), **popen):
+    def __init__(self, *args, control=True, prefix=(), command="run", **popen):
         self.dir = tempfile.mkdtemp(prefix="coracle-test-")
-        self.args = [*prefix, PROGRAM, "run", *map(str, args)]
-        if "--serial" not in args:
+        self.args = [*prefix, PROGRAM, command, *map(str, args)]
+        if "--serial" not in args and command == "run":
             self.args += ["--serial", "stdio"]
         self.socket_path = os.path.join(self.dir, "control")
         if control and "--control" not in args:
@@ -190,6 +191,19 @@ class Coracle:
         if not self.control:
             self.control = self.connect()
         return self.control.call(method, **params)
+
+    def ctl(self, *args, **popen):
+        """`coracle ctl` with this machine, to its end: CompletedProcess with text."""
+        self.err.wait_for(lambda data: True if data or os.path.exists(self.socket_path) else None,
+                          TIMEOUT)
+        return subprocess.run([PROGRAM, "ctl", self.socket_path, *map(str, args)],
+                              capture_output=True, text=True, timeout=TIMEOUT, check=False, **popen)
+
+    def snapshot(self, directory, *args):
+        """Write a snapshot; fails if that does."""
+        done = self.ctl("snapshot", directory, *args)
+        assert done.returncode == 0, f"{done.stderr}\n{self.story()}"
+        return done.stdout
 
     def event(self, name, timeout=TIMEOUT):
         """Wait for an event; those before it are dropped. Its params."""

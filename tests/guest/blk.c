@@ -213,6 +213,7 @@ static void test_many(void)
 		vq_add(&q, p, 3);
 	}
 	vq_kick(&q);
+	sync_point(2); /* done or not, none has been looked at */
 	for (; back < n; back++) {
 		int head = vq_wait(&q, NULL);
 
@@ -240,6 +241,7 @@ static void test_interrupts(void)
 		msix_mask(&dev, 1, true);
 		before = irq_count[0x31];
 		request(T_IN, 0, buffer, 512, true);
+		sync_point(3); /* the vector is pending */
 		check(irq_count[0x31] == before, "msix-masked", "came");
 		msix_mask(&dev, 1, false);
 		check(irq_wait(0x31, before), "msix-pending", "lost");
@@ -248,6 +250,7 @@ static void test_interrupts(void)
 		before = irq_count[0x32];
 		request(T_IN, 0, buffer, 512, true);
 		check(irq_wait(0x32, before), "irq", "none came");
+		sync_point(3); /* not acknowledged yet */
 		check(read32(dev.base + 0x60) & 1, "isr", "clear");
 		write32(dev.base + 0x64, 1);
 		check(!(read32(dev.base + 0x60) & 1), "isr-acknowledge", "still set");
@@ -267,6 +270,7 @@ void guest_main(void)
 	print("transport %s\n", dev.pci ? "pci" : "mmio");
 	sectors = virtio_config64(&dev, 0);
 	check(!want || sectors == want, "capacity", "%lu sectors", sectors);
+	sync_point(0); /* before it has a driver */
 	if (!check(virtio_negotiate(&dev, F_RO | F_FLUSH | F_DISCARD | F_ZEROES), "negotiate",
 		   "status %u", virtio_status(&dev)))
 		return;

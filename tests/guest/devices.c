@@ -101,10 +101,14 @@ static void test_nothing_there(void)
 void guest_main(void)
 {
 	test_tables();
+	sync_point(1);
 	test_serial();
+	sync_point(2);
 	test_rtc();
 	test_keyboard_controller();
+	sync_point(3);
 	if (acpi_table("MCFG"))
 		test_pci();
+	sync_point(4);
 	test_nothing_there();
 }

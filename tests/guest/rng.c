@@ -15,10 +15,12 @@ void guest_main(void)
 		return;
 	check(virtio_negotiate(&dev, 0), "negotiate", "status %u", virtio_status(&dev));
 	check(vq_open(&q, &dev, 0, 0, 0xffff), "queue", "not there");
+	sync_point(1); /* queues are there, DRIVER_OK is not */
 	virtio_ok(&dev);
 	vq_add(&q, one, 1);
 	vq_kick(&q);
 	check(vq_wait(&q, &len) >= 0 && len > 0 && len <= 64, "request", "%u bytes", len);
+	sync_point(2);
 	vq_add(&q, two, 2);
 	vq_kick(&q);
 	check(vq_wait(&q, &len) >= 0 && len > 0 && len <= 64, "request-in-pieces", "%u bytes", len);

@@ -48,11 +48,13 @@ void guest_main(void)
 	      "%u threads, %u", b0.b, b1.b);
 	check(one.c >> 31, "hypervisor", "bit is clear");
 
+	sync_point(1);
 	start_processors();
 	while (alive() < want - 1 && !passed(end))
 		relax();
 	for (unsigned i = 0; i < ARRAY_SIZE(cpu_alive); i++)
 		if (cpu_alive[i])
 			print("processor %u\n", i);
+	sync_point(2); /* they wait for interrupts */
 	check(alive() == want - 1, "start", "%u of %u came", alive(), want - 1);
 }

@@ -1,0 +1,190 @@
+/*
+ * churn.c - memory and a disk that change all the time, and know what they should be
+ *
+ * For snapshots and migrations of a machine that works. Until a byte comes on the serial port it counts
+ * in pages all over a region ("pages=N" of them), keeps "depth=N" requests in the disk's queue, and
+ * looks at the clock. Every page holds its own number of visits, which a table elsewhere has too: one
+ * page that was left behind shows at its next visit or in the end. A disk is not needed.
+ */
+#include "virtio.h"
+
+#define T_IN  0
+#define T_OUT 1
+#define S_OK  0
+
+#define SLOT_BYTES 16384
+#define SLOTS_MAX  64
+
+struct header {
+	uint32_t type, reserved;
+	uint64_t sector;
+};
+
+struct slot {
+	struct header h;
+	uint8_t *data;
+	uint32_t seed;
+	volatile uint8_t status;
+};
+
+static struct vdev dev;
+static struct vq q;
+static struct slot slots[SLOTS_MAX];
+static uint8_t slot_of[256]; /* by head */
+static unsigned depth, npages;
+static uint8_t *pages;
+static uint32_t *visits;
+static uint64_t requests, sweeps, last_tsc;
+
+static void pattern(uint8_t *p, uint32_t seed)
+{
+	uint32_t *w = (uint32_t *)p;
+
+	for (uint32_t i = 0; i < SLOT_BYTES / 4; i++) {
+		seed = seed * 1664525 + 1013904223;
+		w[i] = seed;
+	}
+}
+
+static bool has_pattern(const uint8_t *p, uint32_t seed)
+{
+	const uint32_t *w = (const uint32_t *)p;
+
+	for (uint32_t i = 0; i < SLOT_BYTES / 4; i++) {
+		seed = seed * 1664525 + 1013904223;
+		if (w[i] != seed)
+			return false;
+	}
+	return true;
+}
+
+static void submit(unsigned i, uint32_t type)
+{
+	struct slot *s = &slots[i];
+	struct piece p[] = {
+		{ &s->h, sizeof(s->h), false },
+		{ s->data, SLOT_BYTES, type == T_IN },
+		{ (void *)&s->status, 1, true },
+	};
+
+	s->h = (struct header){ type, 0, (uint64_t)i * (SLOT_BYTES / 512) };
+	s->status = 0xee;
+	slot_of[vq_add(&q, p, 3)] = (uint8_t)i;
+	requests++;
+}
+
+/* A write is followed by its read, a read by the next write. */
+static bool completed(unsigned i)
+{
+	struct slot *s = &slots[i];
+
+	if (s->status != S_OK)
+		return check(false, "disk", "slot %u: status %u", i, s->status);
+	if (s->h.type == T_OUT) {
+		memset(s->data, 0, SLOT_BYTES);
+		submit(i, T_IN);
+		return true;
+	}
+	if (!has_pattern(s->data, s->seed))
+		return check(false, "disk", "slot %u does not hold what was written", i);
+	pattern(s->data, ++s->seed);
+	submit(i, T_OUT);
+	return true;
+}
+
+static bool disk_turn(void)
+{
+	bool kick = false;
+
+	while (vq_done(&q)) {
+		int head = vq_wait(&q, NULL);
+
+		if (head < 0 || !completed(slot_of[head]))
+			return false;
+		kick = true;
+	}
+	if (kick)
+		vq_kick(&q);
+	return true;
+}
+
+static bool visit(unsigned i)
+{
+	volatile uint32_t *p = (volatile uint32_t *)(pages + (uint64_t)i * 4096);
+
+	if (p[0] != visits[i] || p[1023] != ~visits[i])
+		return check(false, "memory", "page %u: %u and %u, should be %u", i, p[0], ~p[1023],
+			     visits[i]);
+	visits[i]++;
+	p[0] = visits[i];
+	p[1023] = ~visits[i];
+	return true;
+}
+
+static bool clock_turn(void)
+{
+	uint64_t now = rdtsc();
+
+	if (now < last_tsc)
+		return check(false, "tsc", "went back from 0x%lx to 0x%lx", last_tsc, now);
+	last_tsc = now;
+	return true;
+}
+
+static bool churn(void)
+{
+	unsigned stride = 0;
+
+	while (!char_waiting()) {
+		for (unsigned n = 0; n < 256; n++) {
+			stride = (stride + 61) % npages;
+			if (!visit(stride))
+				return false;
+			sweeps += !stride;
+		}
+		if ((depth && !disk_turn()) || !clock_turn())
+			return false;
+	}
+	return true;
+}
+
+static bool start_disk(void)
+{
+	if (!virtio_find(&dev, VIRTIO_BLK, 0))
+		return false;
+	check(virtio_negotiate(&dev, 0), "negotiate", "status %u", virtio_status(&dev));
+	check(vq_open(&q, &dev, 0, 0, 0xffff), "queue", "not there");
+	virtio_ok(&dev);
+	for (unsigned i = 0; i < depth; i++) {
+		slots[i].data = alloc(SLOT_BYTES, 4096);
+		slots[i].seed = i + 1;
+		pattern(slots[i].data, slots[i].seed);
+		submit(i, T_OUT);
+	}
+	vq_kick(&q);
+	return true;
+}
+
+void guest_main(void)
+{
+	bool good;
+
+	npages = (unsigned)arg_number("pages", 1024);
+	depth = (unsigned)arg_number("depth", 16);
+	if (depth > SLOTS_MAX)
+		depth = SLOTS_MAX;
+	pages = alloc((uint64_t)npages * 4096, 4096);
+	visits = alloc(npages * sizeof(*visits), 64);
+	for (unsigned i = 0; i < npages; i++)
+		*(uint32_t *)(pages + (uint64_t)i * 4096 + 4092) = ~0u;
+	if (!start_disk())
+		depth = 0;
+	print("ready\n");
+	good = churn();
+	get_char();
+	for (unsigned i = 0; i < npages && good; i++)
+		good = visit(i);
+	print("%lu rounds of memory, %lu requests\n", sweeps, requests);
+	if (good)
+		ok("churn");
+}
