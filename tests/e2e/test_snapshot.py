@@ -93,6 +93,14 @@ def test_walk_entropy(transport, tmp_path):
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
+def test_walk_broken_rules(transport, tmp_path):
+    """A device that its driver has broken is saved broken, and comes back by a reset."""
+    passed, saved = walk(tmp_path, "--kernel", guest("misbehave"), "--transport", transport,
+                         memory="32M")
+    assert saved >= 15 and len(passed) >= 30
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_walk_chips(transport, tmp_path):
     passed, saved = walk(tmp_path, "--kernel", guest("devices"), "--transport", transport)
     assert {"uart-irq", "rtc", "pci-scan"} <= set(passed)

@@ -32,12 +32,17 @@ static const struct {
 	uint32_t index;
 	uint64_t value;
 } msrs[] = {
-	{ 0x174, 0x10 },                 { 0x175, 0xffff800000001000 }, /* SYSENTER */
-	{ 0x176, 0xffff800000002000 },   { 0x277, 0x0407040600070106 }, /* PAT */
-	{ 0xc0000081, 0x0023001000000000 }, { 0xc0000082, 0xffff800000003000 },
-	{ 0xc0000083, 0xffff800000004000 }, { 0xc0000084, 0x47700 },
+	{ 0x174, 0x10 },
+	{ 0x175, 0xffff800000001000 }, /* SYSENTER */
+	{ 0x176, 0xffff800000002000 },
+	{ 0x277, 0x0407040600070106 }, /* PAT */
+	{ 0xc0000081, 0x0023001000000000 },
+	{ 0xc0000082, 0xffff800000003000 },
+	{ 0xc0000083, 0xffff800000004000 },
+	{ 0xc0000084, 0x47700 },
 	{ 0xc0000102, 0xffff800000005000 }, /* KERNEL_GS_BASE */
-	{ 0x200, 0x6 },                  { 0x201, 0xff0000800 },   /* an MTRR */
+	{ 0x200, 0x6 },
+	{ 0x201, 0xff0000800 }, /* an MTRR */
 };
 
 static uint8_t vectors[16 * 16] __attribute__((aligned(16)));
@@ -131,7 +136,8 @@ static void look_at_chips(void)
 	fact("pic", 0x21, inb(0x21));
 	fact("pic", 0xa1, inb(0xa1));
 	for (unsigned reg = 0x20; reg <= 0x3e0; reg += 0x10)
-		if (reg != 0x390 && reg != 0xb0 && reg != 0xc0 && reg != 0x90) /* counts; write only */
+		if (reg != 0x390 && reg != 0xb0 && reg != 0xc0 &&
+		    reg != 0x90) /* counts; write only */
 			fact("local apic", reg, read32(LAPIC + reg));
 	for (unsigned pin = 0; pin < 24; pin++) {
 		write32(IOAPIC, 0x10 + 2 * pin);

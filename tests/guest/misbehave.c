@@ -403,6 +403,7 @@ void guest_main(void)
 		b->act();
 		if (b->end == BREAKS && !virtio_wait_broken(&dev))
 			fail(b->name, "was taken: status 0x%x", virtio_status(&dev));
+		sync_point(i);
 		honest(b->name);
 	}
 	start();
