@@ -1,0 +1,241 @@
+/*
+ * vm.c - assembling a machine, and taking it apart
+ *
+ * Order: what can be refused without having touched anything comes first (configuration, limits), then
+ * what is cheap to undo (directory, mount), then the network, and the process last. The machine is
+ * complete before its first instruction: CRI tells all of a container at once, and a guest that boots
+ * with all its disks and NICs needs no hot plug.
+ */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "k8s-shim/disks.h"
+#include "k8s-shim/net.h"
+#include "k8s-shim/node_config.h"
+#include "k8s-shim/resolv.h"
+#include "k8s-shim/rootfs.h"
+#include "k8s-shim/state_dir.h"
+#include "k8s-shim/vm.h"
+#include "k8s-shim/vm_config.h"
+
+#define FDS_MAX (DISKS_MAX + 2 + 32)
+
+struct vm {
+	const struct bundle *bundle;
+	struct node_config config;
+	char *state_dir;
+	bool mounted;
+	struct disks disks;
+	struct vm_kernel kernel;
+	struct pod_net *net;
+	struct io *io;
+	struct machine *machine;
+};
+
+/* ---- the image ---- */
+
+static int open_kernel(struct vm *v, int rootfs, struct err *err)
+{
+	struct stat st;
+
+	if (rootfs < 0)
+		return 0;
+	v->kernel.kernel = open_inside(rootfs, "boot/vmlinuz", O_RDONLY | O_NONBLOCK);
+	if (v->kernel.kernel < 0) {
+		v->kernel.kernel = -1;
+		return 0; /* the node's, then */
+	}
+	v->kernel.initrd = open_inside(rootfs, "boot/initrd.img", O_RDONLY | O_NONBLOCK);
+	if (v->kernel.initrd < 0)
+		v->kernel.initrd = -1;
+	if (fstat(v->kernel.kernel, &st) || !S_ISREG(st.st_mode) ||
+	    (v->kernel.initrd >= 0 && (fstat(v->kernel.initrd, &st) || !S_ISREG(st.st_mode))))
+		return err_set(
+			err, EINVAL,
+			"the image's /boot/vmlinuz or /boot/initrd.img is not a regular file");
+	return 0;
+}
+
+static int look_into_image(struct vm *v, const struct vm_options *o, struct err *err)
+{
+	const char *dir = v->bundle->path;
+	cleanup_free char *path = NULL;
+	int rc = rootfs_mount(dir, o->request->rootfs, o->request->n_rootfs, err);
+
+	if (rc)
+		return rc;
+	v->mounted = true;
+	if (asprintf(&path, "%s/rootfs", dir) < 0) {
+		path = NULL;
+		return err_set(err, ENOMEM, "out of memory");
+	}
+	cleanup_fd int rootfs = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	rc = open_kernel(v, rootfs, err);
+	return rc ? rc : disks_find(&v->disks, v->bundle, &v->config, rootfs, v->state_dir, err);
+}
+
+/* ---- the network ---- */
+
+static int open_net(struct vm *v, struct loop *loop, struct err *err)
+{
+	const struct bundle_mount *m = bundle_mount_at(v->bundle, "/etc/resolv.conf");
+	struct pod_net_options o = { .netns = v->bundle->netns,
+				     .hostname = bundle_annotation(
+					     v->bundle, "io.kubernetes.cri.sandbox-name"),
+				     .queues = 1 };
+	struct resolv r;
+
+	if (!o.netns)
+		return 0; /* hostNetwork: a machine cannot share the node's interfaces */
+	resolv_read(&r, m ? m->source : NULL);
+	if (v->bundle->hostname)
+		o.hostname = v->bundle->hostname;
+	o.dns = (const char *const *)r.servers;
+	o.search = (const char *const *)r.search;
+	int rc = pod_net_open(&o, loop, &v->net, err);
+
+	resolv_fini(&r);
+	return rc ? err_prefix(err, "network") : 0;
+}
+
+/* ---- starting ---- */
+
+static int open_io(struct vm *v, const struct vm_options *o, struct err *err)
+{
+	const Pb__CreateTaskRequest *r = o->request;
+	struct io_paths p = {
+		.in = r->stdin, .out = r->stdout, .err = r->stderr, .terminal = r->terminal
+	};
+
+	v->io = io_new(o->loop, &p, err);
+	return v->io ? 0 : err->code;
+}
+
+static void list_fds(const struct vm *v, int out[FDS_MAX + 1])
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < v->disks.count; i++)
+		if (v->disks.list[i].fd >= 0)
+			out[n++] = v->disks.list[i].fd;
+	if (v->kernel.kernel >= 0)
+		out[n++] = v->kernel.kernel;
+	if (v->kernel.initrd >= 0)
+		out[n++] = v->kernel.initrd;
+	for (unsigned i = 0; v->net && i < pod_net_count(v->net) && n < FDS_MAX; i++)
+		out[n++] = pod_net_nic(v->net, i)->taps[0];
+	out[n] = -1;
+}
+
+static int start(struct vm *v, const struct vm_options *o, machine_ready *ready, void *opaque,
+		 struct err *err)
+{
+	int fds[FDS_MAX + 1];
+	struct machine_options m = { .vmm = v->config.vmm,
+				     .state_dir = v->state_dir,
+				     .netns = v->bundle->netns,
+				     .cgroup = o->cgroup,
+				     .fds = fds,
+				     .io = v->io };
+
+	if (v->bundle->has_oom_score)
+		m.oom_score = &v->bundle->oom_score;
+	list_fds(v, fds);
+	v->machine = machine_start(o->loop, &m, ready, opaque, err);
+	return v->machine ? 0 : err->code;
+}
+
+static int assemble(struct vm *v, const struct vm_options *o, struct err *err)
+{
+	unsigned cpus;
+	uint64_t memory;
+	int rc = node_config_load(&v->config, o->config_path, err);
+
+	if (!rc)
+		rc = vm_config_cpus(v->bundle, &v->config, &cpus, err);
+	if (!rc)
+		rc = vm_config_memory(v->bundle, &v->config, &memory, err);
+	if (!rc)
+		rc = state_dir_make(o->state_dir, err);
+	if (rc)
+		return rc;
+	v->state_dir = strdup(o->state_dir);
+	if (!v->state_dir) {
+		state_dir_remove(o->state_dir);
+		return err_set(err, ENOMEM, "out of memory");
+	}
+	rc = open_io(v, o, err);
+	if (!rc)
+		rc = look_into_image(v, o, err);
+	if (!rc)
+		rc = open_net(v, o->loop, err);
+	if (!rc)
+		rc = vm_config_write(v->state_dir, o->request->id, v->bundle, &v->config, &v->disks,
+				     v->net, &v->kernel, err);
+	return rc;
+}
+
+struct vm *vm_new(const struct vm_options *o, machine_ready *ready, void *opaque, struct err *err)
+{
+	struct vm *v = calloc(1, sizeof(*v));
+
+	if (!v) {
+		err_set(err, ENOMEM, "out of memory");
+		return NULL;
+	}
+	v->bundle = o->bundle;
+	v->kernel.kernel = v->kernel.initrd = -1;
+	int rc = assemble(v, o, err);
+
+	if (!rc)
+		rc = start(v, o, ready, opaque, err);
+	if (rc) {
+		vm_release(v);
+		vm_free(v);
+		return NULL;
+	}
+	return v;
+}
+
+struct machine *vm_machine(struct vm *v)
+{
+	return v->machine;
+}
+
+struct io *vm_io(struct vm *v)
+{
+	return v->io;
+}
+
+void vm_release(struct vm *v)
+{
+	pod_net_close(v->net);
+	v->net = NULL;
+	fd_close(&v->kernel.kernel);
+	fd_close(&v->kernel.initrd);
+	disks_fini(&v->disks);
+	if (v->mounted)
+		rootfs_unmount(v->bundle->path);
+	v->mounted = false;
+	if (v->state_dir)
+		state_dir_remove(v->state_dir);
+	ptr_free(&v->state_dir);
+}
+
+void vm_free(struct vm *v)
+{
+	if (!v)
+		return;
+	machine_free(v->machine);
+	vm_release(v);
+	io_free(v->io);
+	node_config_fini(&v->config);
+	free(v);
+}
