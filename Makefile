@@ -22,6 +22,8 @@ SHIM := containerd-shim-coracle-v2
 PKGS := json-c liburing libseccomp libcap libpsx libnl-3.0 libnl-route-3.0 libprotobuf-c
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -pthread
+SHIM_LIBS := $(shell pkg-config --libs json-c libnl-3.0 libnl-route-3.0 libprotobuf-c 2>/dev/null) \
+	-pthread
 
 WARN := -Wall -Wextra -Werror -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
 	-Wwrite-strings -Wvla -Wno-unused-parameter
@@ -105,7 +107,7 @@ $(B)/coracle: $(B)/vmm/main.o $(LIB_FILES)
 
 # Of our folders only base: the shim speaks to machines over their control sockets.
 $(B)/$(SHIM): $(B)/k8s-shim/main.o $(call lib,k8s-shim) $(call lib,base)
-	$(Q_LD)$(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
+	$(Q_LD)$(CC) $(ALL_LDFLAGS) $^ $(SHIM_LIBS) -o $@
 
 $(B)/tests/unit/%: $(B)/tests/unit/%.o $(LIB_FILES)
 	@mkdir -p $(@D)

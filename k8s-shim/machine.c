@@ -139,6 +139,8 @@ static void on_first_answer(void *opaque, struct json_object *result, const stru
 	struct machine *m = opaque;
 	struct err why = *err;
 
+	if (why.code == -ESHUTDOWN)
+		return; /* machine_ended() knows the reason */
 	if (result) {
 		int fd = connect_unix(m->serial_path);
 

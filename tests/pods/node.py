@@ -1,0 +1,318 @@
+"""node.py - a Kubernetes node without Kubernetes: a containerd of its own, and pods on it
+
+Root, state, socket, CNI configuration and node configuration are in a temporary directory; only the
+kernel's own things (cgroups, namespaces, loop devices) and /run/containerd/s are shared with the host.
+leftovers() tells what a test has left of those.
+"""
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+
+import cri
+import images
+
+TOP = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("CORACLE_BUILD", TOP / "build/release"))
+GUESTS = pathlib.Path(os.environ.get("CORACLE_GUESTS", TOP / "build/guest"))
+TIMEOUT = float(os.environ.get("CORACLE_TEST_TIMEOUT", "60"))
+SHIM = "containerd-shim-coracle-v2"
+
+CONFIG = """\
+version = 2
+root = "{dir}/root"
+state = "{dir}/state"
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing",
+    "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
+[grpc]
+  address = "{dir}/containerd.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "coracle.test/pause:1"
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+  disable_apparmor = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{dir}/cni"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    default_runtime_name = "coracle"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.coracle]
+      runtime_type = "io.containerd.coracle.v2"
+      privileged_without_host_devices = true
+      pod_annotations = ["vm.coracle.dev/*"]
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.coracle.options]
+        ConfigPath = "{dir}/coracle.json"
+"""
+
+
+class Late(AssertionError):
+    """What was waited for did not come in time."""
+
+
+def until(what, found, timeout=TIMEOUT):
+    """found() until it is true. What has no event to wait for is asked often."""
+    end = time.monotonic() + timeout
+    while True:
+        value = found()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise Late(f"{what}: not within {timeout:.0f} s")
+        time.sleep(0.01)
+
+
+def why_not():
+    """None where pods run, otherwise the reason to skip."""
+    if os.geteuid():
+        return "needs root"
+    for program in ("containerd", "ctr", "ip", "losetup", "protoc"):
+        if not shutil.which(program):
+            return f"{program} is not installed (tools/setup test)"
+    if not (BUILD / SHIM).exists():
+        return f"{BUILD / SHIM} is not built"
+    if not os.path.exists("/dev/kvm"):
+        return "no /dev/kvm"
+    return None
+
+
+class Node:
+    def __init__(self, **config):
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="coracle-pods-"))
+        self.name = "ct" + uuid.uuid4().hex[:6]  # of the bridge and the cgroup
+        self.process = self.cri = None
+        self.images = set()
+        self.config = {"vmm": str(BUILD / "coracle"), "kernel": str(GUESTS / "hello.elf"),
+                       "memory": "64M", "log-level": "debug", **config}
+        (self.dir / "cni").mkdir()
+        self.configure()
+        self.network("10-pods", {"type": "bridge", "bridge": self.name, "isGateway": True,
+                                 "ipam": {"type": "host-local", "dataDir": f"{self.dir}/ipam",
+                                          "ranges": [[{"subnet": "10.213.0.0/16"}]],
+                                          "routes": [{"dst": "0.0.0.0/0"}]}})
+        (self.dir / "config.toml").write_text(CONFIG.format(dir=self.dir))
+        self.before = found()
+        self.start()
+        self.image("coracle.test/pause:1", {"pause": b""})
+        self.image("coracle.test/vm:1", {"vm": b""})
+
+    # ---- containerd ----
+
+    def configure(self, **changes):
+        """Write the node configuration; None takes a key out."""
+        self.config.update(changes)
+        (self.dir / "coracle.json").write_text(
+            json.dumps({k: v for k, v in self.config.items() if v is not None}))
+
+    def network(self, name, *plugins):
+        (self.dir / "cni" / f"{name}.conflist").write_text(json.dumps(
+            {"cniVersion": "0.4.0", "name": name, "plugins": list(plugins)}))
+
+    def start(self):
+        env = {**os.environ, "PATH": f"{BUILD}:{os.environ['PATH']}",
+               "CORACLE_RUNTIME_DIR": str(self.dir / "run")}
+        (self.dir / "run").mkdir(mode=0o700, exist_ok=True)
+        with open(self.dir / "containerd.log", "ab") as log:
+            self.process = subprocess.Popen(
+                ["containerd", "--config", str(self.dir / "config.toml"), "--log-level", "debug"],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+        self.cri = cri.Cri(self.dir / "containerd.sock", TIMEOUT)
+        until("containerd is ready", self._ready)
+
+    def _ready(self):
+        assert self.process.poll() is None, self.log()
+        try:
+            return all(c.status for c in self.cri("Status").status.conditions)
+        except cri.Refused as e:
+            assert e.code.name == "UNAVAILABLE", f"{e}\n{self.log()}"
+            return False
+
+    def kill(self):
+        """containerd, not its pods."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.cri.close()
+
+    def log(self):
+        return (self.dir / "containerd.log").read_text(errors="replace")
+
+    def ctr(self, *args):
+        return subprocess.run(["ctr", "-a", str(self.dir / "containerd.sock"), "-n", "k8s.io",
+                               *map(str, args)], check=True, capture_output=True, text=True,
+                              timeout=TIMEOUT).stdout
+
+    def image(self, name, files):
+        path = self.dir / "image.tar"
+        images.write(path, name, files)
+        self.ctr("images", "import", path)
+        path.unlink()
+        return name
+
+    def close(self):
+        if self.cri:
+            for pod in self.cri("ListPodSandbox").items:
+                self.cri("StopPodSandbox", pod_sandbox_id=pod.id)
+                self.cri("RemovePodSandbox", pod_sandbox_id=pod.id)
+            self.cri.close()
+        self.process.terminate()
+        self.process.wait()
+        subprocess.run(["ip", "link", "del", self.name], stderr=subprocess.DEVNULL, check=False)
+        for path in pathlib.Path("/sys/fs/cgroup").glob(f"**/{self.name}"):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    # ---- what is left ----
+
+    def leftovers(self):
+        """{what: list} of what was not there when the node started; empty lists mean none."""
+        now = found(self)
+        return {what: sorted(now[what] - self.before.get(what, set())) for what in now}
+
+    def shims(self):
+        return pids(SHIM)
+
+
+def pids(name):
+    out = []
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            if os.path.basename(words[0].decode(errors="replace")) == name:
+                out.append(int(path.name))
+    return out
+
+
+def found(node=None):
+    """Everything of the kinds that a pod could leave behind, on this host."""
+    mounts = pathlib.Path("/proc/self/mountinfo").read_text().splitlines()
+    sockets = pathlib.Path("/proc/net/unix").read_text().splitlines()
+    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+    rundir = node.dir / "run" if node else None
+    return {
+        "processes": {f"{p} {n}" for n in (SHIM, "coracle") for p in pids(n)},
+        "mounts": {m.split()[4] for m in mounts if "/rootfs" in m.split()[4]},
+        "network namespaces": set(os.listdir("/run/netns")) if os.path.isdir("/run/netns")
+        else set(),
+        "links": set(re.findall(r"^\d+: (?:tap|cor|veth)[^:@]*", links, re.M)),
+        "shim sockets": set(os.listdir("/run/containerd/s"))
+        if os.path.isdir("/run/containerd/s") else set(),
+        "open sockets": {s.split()[-1] for s in sockets if "/pods/" in s},
+        "cgroups": {str(p) for p in pathlib.Path("/sys/fs/cgroup").glob(f"**/{node.name}/*")
+                    if p.is_dir()} if node else set(),
+        "state files": {str(p) for p in rundir.glob("**/*") if p.name != "pods"}
+        if node else set(),
+        "bundles": {str(p) for p in node.dir.glob(
+            "state/io.containerd.runtime.v2.task/k8s.io/*")} if node else set(),
+        "locks": {line.split()[5] for line in
+                  pathlib.Path("/proc/locks").read_text().splitlines() if "OFDLCK" in line},
+    }
+
+
+class Pod:
+    """A sandbox, and its containers one after the other."""
+
+    def __init__(self, node, annotations=None, name=None, **sandbox):
+        self.node, self.name = node, name or "pod-" + uuid.uuid4().hex[:6]
+        self.logs = node.dir / "logs" / self.name
+        self.logs.mkdir(parents=True)
+        self.attempt = 0
+        self.id = self.container = None
+        self.config = {
+            "metadata": {"name": self.name, "uid": uuid.uuid4().hex, "namespace": "default"},
+            "hostname": self.name, "log_directory": str(self.logs),
+            "dns_config": {"servers": ["192.0.2.53"], "searches": ["example.test"]},
+            "annotations": annotations or {}, "linux": {"cgroup_parent": f"/{node.name}"},
+            **sandbox}
+
+    def run(self):
+        self.id = self.node.cri("RunPodSandbox", config=self.config,
+                                runtime_handler="coracle").pod_sandbox_id
+        return self
+
+    def create(self, devices=(), image="coracle.test/vm:1", memory=None, cpus=None, mounts=(),
+               **config):
+        """devices: (path in the pod, path on the host)."""
+        resources = {"cpu_shares": 512}
+        if memory:
+            resources["memory_limit_in_bytes"] = memory
+        if cpus:
+            resources.update(cpu_period=100000, cpu_quota=int(cpus * 100000))
+        self.attempt += 1
+        self.container = self.node.cri(
+            "CreateContainer", pod_sandbox_id=self.id, sandbox_config=self.config, config={
+                "metadata": {"name": "vm", "attempt": self.attempt}, "image": {"image": image},
+                "command": ["vm"], "log_path": f"{self.attempt}.log",
+                "devices": [{"container_path": a, "host_path": b, "permissions": "rwm"}
+                            for a, b in devices],
+                "mounts": [{"container_path": a, "host_path": b, "readonly": True}
+                           for a, b in mounts],
+                "linux": {"resources": resources}, **config}).container_id
+        return self
+
+    def start(self, **create):
+        if create or not self.container:
+            self.create(**create)
+        self.node.cri("StartContainer", container_id=self.container)
+        return self
+
+    # ---- what it says ----
+
+    def log(self):
+        """The text of the container's log, as `kubectl logs` shows it."""
+        path, text = self.logs / f"{self.attempt}.log", ""
+        if not path.exists():
+            return text
+        for line in path.read_text(errors="replace").splitlines():
+            _, _, tag, rest = line.split(" ", 3)
+            text += rest + ("\n" if tag == "F" else "")
+        return text
+
+    def line(self, pattern, timeout=TIMEOUT):
+        """Wait for a line in the log. Returns the match."""
+        def look():
+            return re.search(rf"^(?:{pattern})$", self.log(), re.M)
+        try:
+            return until(f"line {pattern!r}", look, timeout)
+        except Late as e:
+            raise Late(f"{e}\n--- log ---\n{self.log()}") from None
+
+    def status(self):
+        return self.node.cri("ContainerStatus", container_id=self.container).status
+
+    def ended(self, timeout=TIMEOUT):
+        """Wait until the container has exited; its status."""
+        until("the container has exited", lambda: self.status().state == 2, timeout)
+        return self.status()
+
+    def info(self):
+        """containerd's inner view of the container."""
+        return json.loads(self.node.cri("ContainerStatus", container_id=self.container,
+                                        verbose=True).info["info"])
+
+    def pid(self):
+        return self.info()["pid"]
+
+    # ---- its end ----
+
+    def stop(self, timeout=30):
+        self.node.cri("StopContainer", container_id=self.container, timeout=timeout,
+                      **({}))
+
+    def remove_container(self):
+        self.node.cri("RemoveContainer", container_id=self.container)
+        self.container = None
+
+    def remove(self):
+        if self.id:
+            self.node.cri("StopPodSandbox", pod_sandbox_id=self.id)
+            self.node.cri("RemovePodSandbox", pod_sandbox_id=self.id)
+        self.id = None
