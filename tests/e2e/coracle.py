@@ -184,7 +184,11 @@ class Coracle:
         # The socket is there before the first message, whatever that is.
         self.err.wait_for(lambda data: True if data or os.path.exists(self.socket_path) else None,
                           TIMEOUT)
-        return Control(self.socket_path)
+        try:
+            return Control(self.socket_path)
+        except ConnectionRefusedError:  # its name is there a moment before it listens
+            self.err.wait_for(lambda data: True if data else None, TIMEOUT)
+            return Control(self.socket_path)
 
     def call(self, method, **params):
         """The result of a request. Raises ControlError."""
