@@ -55,7 +55,8 @@ static uint64_t guest_bits(unsigned net_offloads)
 static uint64_t offered(const struct virtio_net_options *o, const struct netif *nif)
 {
 	uint64_t f = NET_F(MAC) | NET_F(STATUS) | NET_F(MRG_RXBUF) | NET_F(CTRL_VQ) |
-		     NET_F(CTRL_RX) | NET_F(CTRL_RX_EXTRA) | NET_F(CTRL_MAC_ADDR);
+		     NET_F(CTRL_RX) | NET_F(CTRL_RX_EXTRA) | NET_F(CTRL_MAC_ADDR) |
+		     NET_F(GUEST_ANNOUNCE);
 
 	f |= guest_bits(nif->offloads);
 	for (size_t i = 0; i < N_OFFLOADS; i++)
@@ -338,6 +339,7 @@ static void unwatch(void *arg)
 
 	for (unsigned i = 0; i < net->npairs; i++)
 		loop_remove(&net->pair[i].watch);
+	loop_timer_fini(&net->announce_timer);
 }
 
 static void free_memory(struct net *net)
@@ -359,7 +361,7 @@ static void net_free(struct device *d)
 }
 
 static const struct virtio_ops net_ops = {
-	.dev = { .type = "virtio-net", .stats = net_stats, .free = net_free },
+	.dev = { .type = VIRTIO_NET_TYPE, .stats = net_stats, .free = net_free },
 	.id = 1,
 	.activate = net_activate,
 	.kick = net_kick,
@@ -409,6 +411,11 @@ struct virtio *virtio_net_new(const struct virtio_net_options *o, struct netif *
 	}
 	if (virtio_init(&net->v, &net_ops, o->name, mem, loop, offered(o, ifs[0]), 2 * o->pairs + 1,
 			o->queue_size, err)) {
+		free_memory(net);
+		return NULL;
+	}
+	if (net_announce_init(net, err)) {
+		virtio_fini(&net->v);
 		free_memory(net);
 		return NULL;
 	}

@@ -24,6 +24,13 @@ void virtio_net_default_mac(const char *vm_id, const char *nic_id, uint8_t mac[6
 struct virtio *virtio_net_new(const struct virtio_net_options *o, struct netif **ifs,
 			      struct gmem *mem, struct loop *loop, struct err *err);
 
+/*
+ * Let the network know where the machine is now: after a migration. @d is a virtio-net device. Main
+ * thread, the machine runs.
+ */
+#define VIRTIO_NET_TYPE "virtio-net"
+void virtio_net_announce(struct device *d);
+
 extern const struct state_desc virtio_net_state;
 
 #endif

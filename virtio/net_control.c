@@ -118,6 +118,15 @@ static bool pairs(const struct command *c)
 	return true;
 }
 
+static bool announce(const struct command *c)
+{
+	if (c->cmd != VIRTIO_NET_CTRL_ANNOUNCE_ACK || c->len ||
+	    !virtio_has(&c->net->v, NET_F(GUEST_ANNOUNCE)))
+		return false;
+	net_announced(c->net);
+	return true;
+}
+
 static bool guest_offloads(const struct command *c)
 {
 	struct net *net = c->net;
@@ -151,6 +160,8 @@ static bool run(struct net *net, const struct virtq_chain *chain)
 		return mac(&c);
 	case VIRTIO_NET_CTRL_MQ:
 		return pairs(&c);
+	case VIRTIO_NET_CTRL_ANNOUNCE:
+		return announce(&c);
 	case VIRTIO_NET_CTRL_GUEST_OFFLOADS:
 		return guest_offloads(&c);
 	default:

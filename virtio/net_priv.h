@@ -72,6 +72,8 @@ struct net {
 	bool pairs_changed; /* the host does not know regs.pairs yet */
 	uint32_t small;     /* bytes of a frame that is not a segmentation offload's */
 	struct net_counters count;
+	struct loop_timer announce_timer; /* on the loop's thread, as the next */
+	unsigned announcements;           /* still to be sent */
 	struct iovec iov[VIRTQ_SEGS_MAX]; /* TX and control chains */
 	struct net_window window;
 	struct net_pair pair[];
@@ -103,5 +105,9 @@ uint64_t net_guest_offload_bits(const struct net *net); /* negotiated */
 void net_rx_turn(struct net_pair *p);
 void net_tx_turn(struct net_pair *p);
 void net_control_turn(struct net *net, unsigned queue);
+
+/* net_announce.c */
+int net_announce_init(struct net *net, struct err *err);
+void net_announced(struct net *net); /* the driver has done so */
 
 #endif

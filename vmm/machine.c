@@ -217,6 +217,13 @@ static int add_disk(struct vm *vm, const struct config_disk *d, struct err *err)
 	return attach(vm, v, err);
 }
 
+void vm_announce(struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->ndevices; i++)
+		if (!strcmp(vm->devices[i]->ops->type, VIRTIO_NET_TYPE))
+			virtio_net_announce(vm->devices[i]);
+}
+
 int vm_lock_disks(struct vm *vm, bool hold, struct err *err)
 {
 	for (unsigned i = 0; i < vm->ndisks; i++) {

@@ -138,6 +138,9 @@ void vm_power_button(struct vm *vm);
  */
 int vm_lock_disks(struct vm *vm, bool hold, struct err *err);
 
+/* Its NICs tell the network where it is now. */
+void vm_announce(struct vm *vm);
+
 /* End the machine: vCPUs parked, devices quiet; the main loop returns. @reason is static. */
 void vm_stop(struct vm *vm, int status, const char *reason);
 

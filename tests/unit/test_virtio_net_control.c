@@ -145,6 +145,7 @@ static void test_control_features(void **state)
 		{ NET_F(CTRL_RX), "\0\0\1", 3 },
 		{ NET_F(CTRL_RX), "\1\0\0\0\0\0\0\0\0\0", 10 },
 		{ NET_F(CTRL_RX_EXTRA), "\0\2\1", 3 },
+		{ NET_F(GUEST_ANNOUNCE), "\3\0", 2 },
 		{ NET_F(CTRL_MAC_ADDR), "\1\1\2\1\2\3\4\5", 8 },
 		{ NET_F(CTRL_GUEST_OFFLOADS), "\5\0\0\0\0\0\0\0\0\0", 10 },
 	};

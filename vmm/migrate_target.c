@@ -1,0 +1,505 @@
+/*
+ * migrate_target.c - the machine arrives
+ *
+ * Before the sandbox: listen, take the source's connections in, read what the machine is. A stranger at
+ * the door (a port scan, an old version) is turned away and costs a moment, not the migration.
+ *
+ * Then a job of the new machine receives: a thread a connection, all waiting for each other at the end
+ * of a round. The state is copied to memory whole before the main thread loads it: a source that stalls
+ * holds up a worker, never the main loop.
+ *
+ * The machine runs when three things are true: its state is loaded, the source has said COMMIT, and
+ * the locks of its disks are ours. We say that it runs before it does: if we died in between, the
+ * source must not start again a machine whose disks we may have written to.
+ *
+ * Whatever goes wrong before is told to the source, which may be sending at full speed then: we say it,
+ * and go on reading for a moment, since closing a socket with unread data resets the connection and
+ * takes our words with it.
+ */
+#include <poll.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "backends/block.h"
+#include "base/fd.h"
+#include "base/log.h"
+#include "vmm/exit_status.h"
+#include "vmm/migrate.h"
+#include "vmm/migrate_wire.h"
+#include "vmm/sections.h"
+#include "vmm/vm.h"
+
+#define HANDSHAKE_S 10		  /* for a greeting, and for the header */
+#define STATE_MAX   (64u << 20)   /* bytes of a machine's state without RAM */
+#define LINGER_MS   2000	  /* reading on, so that our last words arrive */
+#define SILENCE_S   120		  /* of a source, from which on it is taken for dead */
+
+struct arrival {
+	struct incoming *in;
+	struct stream *stream;
+	int fd; /* -1: not there yet */
+	pthread_t thread;
+	bool started;
+	struct err err;
+};
+
+struct incoming {
+	struct peer_listener listener;
+	struct vm *vm;
+	struct job *job;
+	const struct transfer_watch *w;
+	struct transfer_progress p;
+	struct stream *out; /* to the source, on the first connection */
+	struct stream *state;
+	bool paused; /* the guest stood still at the source, and shall here */
+
+	uint8_t session[MIGRATE_SESSION_SIZE];
+	unsigned connections; /* 0: nobody has come yet */
+	struct arrival a[RAM_CONNECTIONS_MAX];
+
+	pthread_mutex_t lock; /* guards what follows: where connections meet */
+	pthread_cond_t changed;
+	unsigned waiting, generation;
+	bool last, failed;
+	struct err err; /* the first failure's; others are its echoes */
+};
+
+/* ---- before the sandbox ---- */
+
+struct incoming *incoming_new(const struct peer_address *a, struct err *err)
+{
+	struct incoming *in = calloc(1, sizeof(*in));
+
+	if (!in) {
+		err_set(err, ENOMEM, "out of memory");
+		return NULL;
+	}
+	for (unsigned i = 0; i < RAM_CONNECTIONS_MAX; i++)
+		in->a[i] = (struct arrival){ .in = in, .fd = -1 };
+	pthread_mutex_init(&in->lock, NULL);
+	pthread_cond_init(&in->changed, NULL);
+	in->listener.l.fd = in->listener.l.spare = -1;
+	if (peer_listen(&in->listener, a, RAM_CONNECTIONS_MAX, err)) {
+		incoming_free(in);
+		return NULL;
+	}
+	return in;
+}
+
+void incoming_free(struct incoming *in)
+{
+	if (!in)
+		return;
+	peer_listener_close(&in->listener);
+	for (unsigned i = 0; i < RAM_CONNECTIONS_MAX; i++) {
+		stream_free(in->a[i].stream);
+		fd_close(&in->a[i].fd);
+	}
+	stream_free(in->out);
+	stream_free(in->state);
+	pthread_cond_destroy(&in->changed);
+	pthread_mutex_destroy(&in->lock);
+	free(in);
+}
+
+static void limit_waiting(int fd, unsigned seconds)
+{
+	struct timeval t = { .tv_sec = seconds };
+
+	if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof(t)))
+		log_debug("migration: a silent source is not noticed");
+}
+
+/* Does @h belong to the migration that has begun, and is it new? Or is it the first? */
+static int check_hello(const struct incoming *in, const struct migrate_hello *h, struct err *err)
+{
+	if (!in->connections)
+		return h->index ? err_set(err, EPROTO, "the first connection comes first") : 0;
+	if (memcmp(h->session, in->session, sizeof(in->session)))
+		return err_set(err, EBUSY, "another machine is arriving here");
+	if (h->connections != in->connections || in->a[h->index].fd >= 0)
+		return err_set(err, EPROTO, "connection %u makes no sense", h->index);
+	return 0;
+}
+
+/* Take in a connection that waits. 0, also when it was turned away; -errno of ours. */
+static int take_in(struct incoming *in, struct err *err)
+{
+	cleanup_fd int fd = peer_accept(&in->listener);
+	struct migrate_hello h;
+	struct err why;
+
+	if (fd < 0)
+		return 0;
+	limit_waiting(fd, HANDSHAKE_S);
+	struct stream *s = stream_fd_new(fd, "the source", err);
+
+	if (!s)
+		return err->code;
+	if (migrate_get_hello(s, &h, &why) || check_hello(in, &h, &why)) {
+		struct err ignored;
+
+		log_warn("migration: turned somebody away: %s", why.msg);
+		migrate_put_reply(s, MIGRATE_FAILED, 0, why.msg, &ignored);
+		stream_free(s);
+		return 0;
+	}
+	in->connections = h.connections;
+	memcpy(in->session, h.session, sizeof(in->session));
+	in->a[h.index].stream = s;
+	in->a[h.index].fd = fd_steal(&fd);
+	return 0;
+}
+
+static unsigned arrived(const struct incoming *in)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < RAM_CONNECTIONS_MAX; i++)
+		n += in->a[i].fd >= 0;
+	return n;
+}
+
+int incoming_accept(struct incoming *in, int stop_fd, struct err *err)
+{
+	while (!in->connections || arrived(in) < in->connections) {
+		struct pollfd p[2] = { { .fd = in->listener.l.fd, .events = POLLIN },
+				       { .fd = stop_fd, .events = POLLIN } };
+		int n = poll(p, 2, in->connections ? HANDSHAKE_S * 1000 : -1);
+
+		if (n < 0 && errno != EINTR)
+			return err_set_sys(err, errno, "cannot wait for a source");
+		if (n > 0 && p[1].revents)
+			return err_set(err, EINTR, "stopped while waiting for a source");
+		if (!n)
+			return err_set(err, ETIMEDOUT, "only %u of the source's %u connections came",
+				       arrived(in), in->connections);
+		int rc = n > 0 && p[0].revents ? take_in(in, err) : 0;
+
+		if (rc)
+			return rc;
+	}
+	peer_listener_close(&in->listener);
+	in->out = stream_fd_new(in->a[0].fd, "the source", err);
+	for (unsigned i = 0; i < in->connections; i++)
+		stream_name_types(in->a[i].stream, section_name);
+	return in->out ? 0 : err->code;
+}
+
+struct stream *incoming_header(struct incoming *in)
+{
+	return in->a[0].stream;
+}
+
+/* Read on for a moment: see above. */
+static void linger(struct incoming *in)
+{
+	struct pollfd p = { .fd = in->a[0].fd, .events = POLLIN };
+	struct timespec start, now;
+	static const size_t piece = 64 << 10;
+	cleanup_free char *drain = malloc(piece);
+	int64_t left = LINGER_MS;
+
+	shutdown(p.fd, SHUT_WR);
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	while (drain && left > 0 && poll(&p, 1, (int)left) > 0) {
+		if (recv(p.fd, drain, piece, MSG_DONTWAIT) <= 0)
+			break;
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		left = LINGER_MS - (now.tv_sec - start.tv_sec) * 1000 -
+		       (now.tv_nsec - start.tv_nsec) / 1000000;
+	}
+}
+
+void incoming_refuse(struct incoming *in, const char *why)
+{
+	struct err ignored;
+
+	if (in->out && !migrate_put_reply(in->out, MIGRATE_FAILED, 0, why, &ignored))
+		linger(in);
+}
+
+/* ---- RAM ---- */
+
+/*
+ * From any connection's thread: nobody goes on. The source is told at once; it closes all connections
+ * then, which ends whoever still reads.
+ */
+static void fail(struct incoming *in, const struct err *why)
+{
+	struct err ignored;
+
+	pthread_mutex_lock(&in->lock);
+	if (!in->failed) {
+		in->failed = true;
+		in->err = *why;
+		migrate_put_reply(in->out, MIGRATE_FAILED, 0, why->msg, &ignored);
+	}
+	pthread_cond_broadcast(&in->changed);
+	pthread_mutex_unlock(&in->lock);
+}
+
+/* All connections have ended the round, and agree whether it was the last. */
+static int meet(struct arrival *a, const struct ram_round_end *end)
+{
+	struct incoming *in = a->in;
+	int rc = 0;
+
+	pthread_mutex_lock(&in->lock);
+	unsigned generation = in->generation;
+
+	if (!in->waiting)
+		in->last = end->last;
+	else if (in->last != end->last)
+		rc = err_set(&a->err, EPROTO, "connections end round %u differently", end->round);
+	if (!rc && ++in->waiting == in->connections) {
+		in->waiting = 0;
+		in->generation++;
+		pthread_cond_broadcast(&in->changed);
+	}
+	while (!rc && in->generation == generation && !in->failed)
+		pthread_cond_wait(&in->changed, &in->lock);
+	if (!rc && in->generation == generation)
+		rc = err_set(&a->err, ECONNRESET, "another connection has failed");
+	pthread_mutex_unlock(&in->lock);
+	return rc;
+}
+
+static void progress(struct incoming *in, enum migrate_stage stage)
+{
+	in->p.stage = migrate_stages[stage].name;
+	in->w->progress(in->w->opaque, &in->p);
+}
+
+/* Rounds of one connection up to the last. */
+static int receive(struct arrival *a)
+{
+	struct incoming *in = a->in;
+	struct ram_round_end end = { 0 };
+	int rc = 0;
+
+	for (uint32_t round = 1; !rc && !end.last; round++) {
+		rc = ram_receive_round(in->vm->mem, a->stream, round, &end, &a->err);
+		if (!rc)
+			rc = meet(a, &end);
+		if (rc || a != in->a)
+			continue;
+		in->p.round = round;
+		in->p.sent = stream_bytes(a->stream);
+		progress(in, MIGRATE_PRECOPY);
+		pthread_mutex_lock(&in->lock);
+		if (!end.last && !in->failed)
+			rc = migrate_put_reply(in->out, MIGRATE_ROUND, round, NULL, &a->err);
+		pthread_mutex_unlock(&in->lock);
+	}
+	return rc;
+}
+
+static void *receiver(void *arg)
+{
+	struct arrival *a = arg;
+
+	if (receive(a))
+		fail(a->in, &a->err);
+	return NULL;
+}
+
+static int receive_ram(struct incoming *in, struct err *err)
+{
+	int rc = 0;
+
+	for (unsigned i = 1; i < in->connections && !rc; i++) {
+		rc = pthread_create(&in->a[i].thread, NULL, receiver, &in->a[i]);
+		in->a[i].started = !rc;
+		if (rc) {
+			err_set_sys(err, rc, "cannot start a thread for connection %u", i);
+			fail(in, err);
+		}
+	}
+	if (!rc)
+		receiver(&in->a[0]);
+	for (unsigned i = 1; i < in->connections; i++)
+		if (in->a[i].started)
+			pthread_join(in->a[i].thread, NULL);
+	if (in->failed)
+		*err = in->err;
+	return in->failed ? in->err.code : 0;
+}
+
+/* ---- state ---- */
+
+/* Copy it to memory, up to its end. */
+static int receive_state(struct incoming *in, struct err *err)
+{
+	struct stream *from = in->a[0].stream;
+	struct stream_section s = { 0 };
+
+	in->state = stream_buffer_new(err);
+	if (!in->state)
+		return err->code;
+	while (s.type != SECTION_END) {
+		int rc = stream_get(from, &s, err);
+
+		if (rc == 0)
+			return err_set(err, ENODATA, "the source has gone within the machine's state");
+		if (rc > 0 && (s.flags & STREAM_BULK || stream_bytes(in->state) > STATE_MAX))
+			rc = err_set(err, EPROTO, "the machine's state is no state: section %u", s.type);
+		if (rc > 0)
+			rc = stream_put(in->state, s.type, s.flags, s.name, s.data, (size_t)s.len,
+					err);
+		if (rc < 0)
+			return rc;
+	}
+	return 0;
+}
+
+struct call {
+	struct incoming *in;
+	int (*fn)(struct incoming *in, struct err *err);
+	struct err *err;
+	int rc;
+};
+
+static void call(void *arg)
+{
+	struct call *c = arg;
+
+	c->rc = c->fn(c->in, c->err);
+}
+
+static int on_main(struct incoming *in, int (*fn)(struct incoming *in, struct err *err),
+		   struct err *err)
+{
+	struct call c = { in, fn, err, 0 };
+
+	in->w->on_main(in->w->opaque, call, &c);
+	return c.rc;
+}
+
+static int load(struct incoming *in, struct err *err)
+{
+	size_t len;
+	const uint8_t *data = stream_buffer(in->state, &len);
+	struct stream *s = stream_read_new(data, len, err);
+	int rc = s ? vm_start_loaded(in->vm, s, VM_CLOCK_RAN, true, err) : err->code;
+
+	stream_free(s);
+	/* Whatever a client says now, it runs when it is ours. */
+	return rc ? rc : vm_hold(in->vm, err);
+}
+
+/* ---- the hand-over ---- */
+
+/* Is there a disk whose lock the source holds and we see? Then locks can decide between us. */
+static bool locks_decide(const struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->ndisks; i++) {
+		struct block *b = vm->disks[i];
+
+		if (!b->read_only && b->ops->elsewhere && b->ops->elsewhere(b))
+			return true;
+	}
+	return false;
+}
+
+static int take_over(struct incoming *in, struct err *err)
+{
+	struct err ignored;
+	int rc = vm_lock_disks(in->vm, true, err);
+
+	if (rc)
+		return rc;
+	/* From here it is ours, whether the source hears it or not. */
+	migrate_put_reply(in->out, MIGRATE_RUNNING, 0, NULL, &ignored);
+	if (!in->paused)
+		vm_resume(in->vm);
+	vm_release(in->vm);
+	vm_announce(in->vm);
+	return 0;
+}
+
+static int arrive(struct incoming *in, struct err *err)
+{
+	int rc = migrate_put_reply(in->out, MIGRATE_ACCEPT, locks_decide(in->vm), NULL, err);
+
+	progress(in, MIGRATE_PRECOPY);
+	if (!rc)
+		rc = receive_ram(in, err);
+	if (rc)
+		return rc;
+	progress(in, MIGRATE_SWITCHOVER);
+	rc = receive_state(in, err);
+	if (!rc)
+		rc = on_main(in, load, err);
+	if (!rc)
+		rc = migrate_put_reply(in->out, MIGRATE_READY, 0, NULL, err);
+	if (!rc)
+		rc = migrate_get_commit(in->a[0].stream, &in->paused, err);
+	if (!rc && !job_commit(in->job))
+		rc = err_set(err, ECANCELED, "cancelled");
+	if (!rc)
+		rc = on_main(in, take_over, err);
+	if (!rc)
+		progress(in, MIGRATE_RESUMED);
+	return rc;
+}
+
+/* ---- the job ---- */
+
+static int run(struct job *j, void *arg, const struct transfer_watch *w, struct json_object *result,
+	       struct err *err)
+{
+	struct incoming *in = arg;
+
+	in->job = j;
+	in->w = w;
+	in->p.total = gmem_size(in->vm->mem);
+	int rc = arrive(in, err);
+
+	if (rc == -ENODATA || rc == -ECONNRESET)
+		rc = err_prefix(err, "the source has gone");
+	if (rc == -EAGAIN)
+		rc = err_set(err, ETIMEDOUT, "the source has been silent for %u s", SILENCE_S);
+	rc = job_why(j, rc, err);
+	if (rc) {
+		fail(in, err);
+		in->err = *err;
+		linger(in);
+	}
+	return rc;
+}
+
+static void unblock(void *arg)
+{
+	struct incoming *in = arg;
+
+	for (unsigned i = 0; i < in->connections; i++)
+		shutdown(in->a[i].fd, SHUT_RDWR);
+}
+
+static void end(struct vm *vm, void *arg, int rc)
+{
+	struct incoming *in = arg;
+
+	if (rc) {
+		log_err("migration: %s", in->err.msg);
+		vm_stop(vm, EXIT_HOST, "migration-failed");
+	}
+	incoming_free(in);
+}
+
+static const struct job_task incoming_task = { "incoming", run, unblock, end };
+
+int incoming_start(struct incoming *in, struct vm *vm, struct err *err)
+{
+	uint64_t id;
+
+	for (unsigned i = 0; i < in->connections; i++)
+		limit_waiting(in->a[i].fd, SILENCE_S);
+	in->vm = vm;
+	return job_start(vm->job, &incoming_task, in, 0, &id, err);
+}
