@@ -7,6 +7,7 @@
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/fd.h"
 #include "base/log.h"
@@ -67,6 +68,14 @@ static int run_config(const struct config *c, struct err *err)
 	return run_machine(c, err);
 }
 
+static bool is_incoming(int argc, char **argv)
+{
+	for (int i = 1; i < argc; i++)
+		if (!strcmp(argv[i], "--incoming") || !strncmp(argv[i], "--incoming=", 11))
+			return true;
+	return false;
+}
+
 int cmd_run(int argc, char **argv, struct err *err)
 {
 	struct config *c = calloc(1, sizeof(*c));
@@ -78,7 +87,9 @@ int cmd_run(int argc, char **argv, struct err *err)
 	}
 	runner_prepare();
 	config_init(c);
-	if (!config_from_args(c, argc, argv, err))
+	if (is_incoming(argc, argv))
+		status = run_incoming(argc, argv, err);
+	else if (!config_from_args(c, argc, argv, err))
 		status = run_config(c, err);
 	config_fini(c);
 	free(c);

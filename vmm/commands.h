@@ -20,6 +20,7 @@ struct command {
 extern const struct command commands[];
 
 int cmd_run(int argc, char **argv, struct err *err);
+int run_incoming(int argc, char **argv, struct err *err); /* run, with --incoming */
 int cmd_restore(int argc, char **argv, struct err *err);
 int cmd_inspect(int argc, char **argv, struct err *err);
 int cmd_ctl(int argc, char **argv, struct err *err);

@@ -11,9 +11,125 @@
 #include "base/fd.h"
 #include "vmm/control_methods.h"
 #include "vmm/job.h"
+#include "vmm/migrate.h"
 #include "vmm/vm.h"
 
 /* Start @t for the client that asks. Takes @arg only on success. 0 or an error code. */
+
+/* Start @t for the client that asks. Takes @arg only on success. 0 or an error code. */
+static int start(struct control_target *c, const struct job_task *t, void *arg,
+		 struct json_object **result, struct err *err)
+{
+	uint64_t id;
+	int rc = job_start(c->vm->job, t, arg, c->peer->number, &id, err);
+
+	if (rc)
+		return rc == -EBUSY ? CONTROL_WRONG_STATE : CONTROL_FAILED;
+	*result = json_object_new_object();
+	json_object_object_add(*result, "job", json_object_new_string(t->name));
+	json_object_object_add(*result, "id", json_object_new_uint64(id));
+	return 0;
+}
+
+static int want_standing(const struct vm *vm, struct err *err)
+{
+	if (vm->state == VM_RUNNING || vm->state == VM_PAUSED)
+		return 0;
+	err_set(err, EBUSY, "the machine is %s", vm_state_name(vm));
+	return CONTROL_WRONG_STATE;
+}
+
+/* ---- parameters ---- */
+
+struct param {
+	const char *name;
+	uint64_t min, max;
+	uint64_t *to;
+};
+
+static int bad_param(struct err *err, const char *name, const struct param *p)
+{
+	if (p)
+		err_set(err, EINVAL, "%s is a whole number from %llu to %llu", name,
+			(unsigned long long)p->min, (unsigned long long)p->max);
+	else
+		err_set(err, EINVAL, "this method takes no parameter %.64s", name);
+	return JSONRPC_INVALID_PARAMS;
+}
+
+/* Members of @params into @all, ended by a NULL name. 0 or an error code. */
+static int get_params(struct json_object *params, const struct param *all, struct err *err)
+{
+	if (!json_object_is_type(params, json_type_object))
+		return jsonrpc_no_params(params, err);
+	json_object_object_foreach (params, name, value) {
+		const struct param *p = all;
+
+		while (p->name && strcmp(p->name, name))
+			p++;
+		if (!p->name)
+			return bad_param(err, name, NULL);
+		if (!json_object_is_type(value, json_type_int) || json_object_get_int64(value) < 0)
+			return bad_param(err, name, p);
+		*p->to = json_object_get_uint64(value);
+		if (*p->to < p->min || *p->to > p->max)
+			return bad_param(err, name, p);
+	}
+	return 0;
+}
+
+/* ---- migrate ---- */
+
+#define MS_NS  UINT64_C(1000000)
+#define MS_MAX UINT64_C(1000000000) /* 11 days: sums of it in ns stay in 64 bits */
+
+/* The connections that came along. @o owns them from success on. */
+static int take_connections(struct control_target *c, struct migrate_options *o, struct err *err)
+{
+	int fds[CONTROL_FDS_MAX], n = control_peer_take_fds(c->peer, fds);
+
+	if (n > 0 && n <= RAM_CONNECTIONS_MAX) {
+		memcpy(o->fds, fds, (unsigned)n * sizeof(*fds));
+		o->connections = (unsigned)n;
+		return 0;
+	}
+	while (n > 0)
+		fd_close(&fds[--n]);
+	err_set(err, EINVAL, "migrate wants 1 to %u connected sockets with the request (SCM_RIGHTS)",
+		RAM_CONNECTIONS_MAX);
+	return JSONRPC_INVALID_PARAMS;
+}
+
+int control_migrate(void *opaque, struct json_object *params, struct json_object **result,
+		    struct err *err)
+{
+	struct control_target *c = opaque;
+	struct migrate_options o = { .downtime_ns = MIGRATE_DOWNTIME_DEFAULT_NS };
+	uint64_t downtime = MIGRATE_DOWNTIME_DEFAULT_NS / MS_NS, timeout = 0;
+	const struct param all[] = { { "downtime-ms", 0, 60000, &downtime },
+				     { "bandwidth", 0, INT64_MAX, &o.bandwidth },
+				     { "timeout-ms", 0, MS_MAX, &timeout },
+				     { NULL, 0, 0, NULL } };
+	int code = want_standing(c->vm, err);
+
+	if (!code)
+		code = get_params(params, all, err);
+	if (!code)
+		code = take_connections(c, &o, err);
+	if (code)
+		return code;
+	o.downtime_ns = downtime * MS_NS;
+	o.timeout_ns = timeout * MS_NS;
+	struct migrate *m = migrate_new(c->vm, &o, err);
+
+	code = m ? start(c, &migrate_task, m, result, err) : CONTROL_FAILED;
+	if (!m) /* nobody has taken them */
+		while (o.connections)
+			fd_close(&o.fds[--o.connections]);
+	if (code)
+		migrate_free(m);
+	return code;
+}
 
 int control_cancel(void *opaque, struct json_object *params, struct json_object **result,
 		   struct err *err)

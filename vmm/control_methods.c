@@ -294,6 +294,7 @@ const struct jsonrpc_method control_methods[] = {
 	{ "reset", reset_vm },
 	{ "quit", quit },
 	{ "snapshot", control_snapshot },
+	{ "migrate", control_migrate },
 	{ "cancel", control_cancel },
 	{ "migrate-cancel", control_cancel },
 	{ NULL, NULL },

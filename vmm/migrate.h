@@ -64,6 +64,7 @@ void incoming_free(struct incoming *in);
  */
 int incoming_accept(struct incoming *in, int stop_fd, struct err *err);
 struct stream *incoming_header(struct incoming *in); /* to read the header from */
+void incoming_understood(struct incoming *in);       /* it was read; before the sandbox */
 
 /* Tell the source that we will not, and why. */
 void incoming_refuse(struct incoming *in, const char *why);

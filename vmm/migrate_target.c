@@ -195,6 +195,12 @@ struct stream *incoming_header(struct incoming *in)
 	return in->a[0].stream;
 }
 
+void incoming_understood(struct incoming *in)
+{
+	for (unsigned i = 0; i < in->connections; i++)
+		limit_waiting(in->a[i].fd, SILENCE_S);
+}
+
 /* Read on for a moment: see above. */
 static void linger(struct incoming *in)
 {
@@ -498,8 +504,6 @@ int incoming_start(struct incoming *in, struct vm *vm, struct err *err)
 {
 	uint64_t id;
 
-	for (unsigned i = 0; i < in->connections; i++)
-		limit_waiting(in->a[i].fd, SILENCE_S);
 	in->vm = vm;
 	return job_start(vm->job, &incoming_task, in, 0, &id, err);
 }

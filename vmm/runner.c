@@ -116,6 +116,9 @@ int runner_run(struct runner *r, struct err *err)
 
 void runner_close(struct runner *r)
 {
+	/* A job that ended the machine still has its last word for the clients. */
+	if (r->vm)
+		job_end(r->vm->job, "the machine has ended");
 	if (r->control)
 		control_serve(r->control, NULL);
 	control_free(r->control);
