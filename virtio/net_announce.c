@@ -11,9 +11,9 @@
 
 #include "virtio/net_priv.h"
 
-#define TIMES	 5
+#define TIMES    5
 #define AGAIN_NS 100000000u
-#define FRAME	 60 /* the shortest on Ethernet */
+#define FRAME    60 /* the shortest on Ethernet */
 
 static void send_rarp(struct net *net)
 {

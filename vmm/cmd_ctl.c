@@ -46,7 +46,10 @@ static const struct verb {
 	{ "quit", "end the machine at once", NULL },
 	{ "snapshot", "DIR [--stop]: write it to a new directory, for coracle restore",
 	  ctl_snapshot },
+	{ "migrate", "ADDRESS [OPTION]...: move it to a waiting `coracle run --incoming ADDRESS`",
+	  ctl_migrate },
 	{ "cancel", "give up the snapshot or migration that is under way", NULL },
+	{ "migrate-cancel", "the same", NULL },
 	{ "events", "print what happens to it until it ends", NULL },
 };
 
@@ -131,6 +134,8 @@ static int parse(struct ctl *c, int argc, char **argv, struct err *err)
 			c->json = true;
 		else if (!strcmp(a, "--help") || !strcmp(a, "-h"))
 			c->help = true;
+		else if (takes_words(c) && !strcmp(c->verb, "migrate"))
+			rc = keep_word(c, a, err); /* its --timeout is another */
 		else if (!strcmp(a, "--timeout"))
 			rc = parse_timeout(c, i + 1 < argc ? argv[++i] : NULL, err);
 		else if (!strncmp(a, "--timeout=", 10))
@@ -300,12 +305,16 @@ static int follow(const struct ctl *c, struct control_client *client, struct err
 
 static void print_result(const struct ctl *c, struct json_object *result)
 {
+	struct json_object *job = NULL;
+
 	if (c->json)
 		ctl_print_json(stdout, result);
 	else if (!strcmp(c->verb, "info"))
 		ctl_print_info(stdout, result);
 	else if (!strcmp(c->verb, "stats"))
 		ctl_print_stats(stdout, result);
+	else if (json_object_object_get_ex(result, "job", &job))
+		printf("%s: %s is being cancelled\n", c->machine, json_object_get_string(job));
 	else
 		ctl_print_state(stdout, c->machine, result);
 }

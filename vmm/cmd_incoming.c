@@ -50,7 +50,8 @@ static int parse(struct arriving *a, int argc, char **argv, struct err *err)
 		else if (!strcmp(arg, "--incoming") && i < argc)
 			a->from = argv[i++];
 		else if (!strcmp(arg, "--incoming"))
-			return err_set(err, EINVAL, "--incoming needs a value: tcp:HOST:PORT|unix:PATH");
+			return err_set(err, EINVAL,
+				       "--incoming needs a value: tcp:HOST:PORT|unix:PATH");
 		else
 			return err_set(err, EINVAL, "%.64s does not go with --incoming", arg);
 	}

@@ -95,7 +95,8 @@ static int take_connections(struct control_target *c, struct migrate_options *o,
 	}
 	while (n > 0)
 		fd_close(&fds[--n]);
-	err_set(err, EINVAL, "migrate wants 1 to %u connected sockets with the request (SCM_RIGHTS)",
+	err_set(err, EINVAL,
+		"migrate wants 1 to %u connected sockets with the request (SCM_RIGHTS)",
 		RAM_CONNECTIONS_MAX);
 	return JSONRPC_INVALID_PARAMS;
 }

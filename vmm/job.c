@@ -273,14 +273,20 @@ static void on_main(void *opaque, void (*fn)(void *arg), void *arg)
 	pthread_mutex_unlock(&j->lock);
 }
 
+static void tell_now(void *arg)
+{
+	tell_progress(arg);
+}
+
+/* Every stage is told; of what happens within one, the latest. */
 static void on_progress(void *opaque, const struct transfer_progress *p)
 {
 	struct job *j = opaque;
 	uint64_t now = now_ns();
 
 	pthread_mutex_lock(&j->lock);
-	bool tell = p->stage != j->progress.stage || p->round != j->progress.round ||
-		    now - j->progress_at >= PROGRESS_NS;
+	bool stage = p->stage != j->progress.stage;
+	bool tell = stage || p->round != j->progress.round || now - j->progress_at >= PROGRESS_NS;
 
 	if (tell) {
 		j->progress = *p;
@@ -289,6 +295,8 @@ static void on_progress(void *opaque, const struct transfer_progress *p)
 		event_signal(&j->wake);
 	}
 	pthread_mutex_unlock(&j->lock);
+	if (stage)
+		on_main(j, tell_now, j);
 }
 
 static void *worker(void *arg)

@@ -47,7 +47,7 @@ struct migrate_options {
 };
 
 struct migrate *migrate_new(struct vm *vm, const struct migrate_options *o, struct err *err);
-void migrate_free(struct migrate *m); /* one that was not started; closes the descriptors */
+void migrate_free(struct migrate *m);      /* one that was not started; closes the descriptors */
 extern const struct job_task migrate_task; /* its argument is a struct migrate */
 
 /* ---- target: a job of the machine that is to be ---- */

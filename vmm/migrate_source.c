@@ -37,11 +37,11 @@
 #include "vmm/sections.h"
 #include "vmm/vm.h"
 
-#define PAGE		 4096u
-#define SWITCH_SLACK_NS	 5000000000u /* on top of what it should take: then the guest runs on here */
-#define ANSWER_MS	 10000	     /* to COMMIT */
-#define LOOK_MS		 1	     /* between looks at the locks meanwhile */
-#define LAST_WORDS_MS	 1000	     /* of a target whose connection broke */
+#define PAGE            4096u
+#define SWITCH_SLACK_NS 5000000000u /* on top of what it should take: then the guest runs on here */
+#define ANSWER_MS       10000       /* to COMMIT */
+#define LOOK_MS         1           /* between looks at the locks meanwhile */
+#define LAST_WORDS_MS   1000        /* of a target whose connection broke */
 
 struct migrate {
 	struct vm *vm;
@@ -123,7 +123,8 @@ static int await(struct migrate *m, enum migrate_answer what, uint32_t *arg, str
 	if (r.what == MIGRATE_FAILED)
 		return err_set(err, EREMOTEIO, "the target refuses: %s", r.text);
 	if (r.what != (uint32_t)what)
-		return err_set(err, EPROTO, "the target answers %u where %u should be", r.what, what);
+		return err_set(err, EPROTO, "the target answers %u where %u should be", r.what,
+			       what);
 	if (arg)
 		*arg = r.arg;
 	return 0;
@@ -207,7 +208,8 @@ static int send_round(struct migrate *m, struct err *err)
 		return rc;
 	uint64_t ns = ram_send_ns(m->sender) + now_ns() - sent_at;
 
-	m->p.bandwidth = (uint64_t)((double)(ram_sent(m->sender) - before) * 1e9 / (double)(ns + 1));
+	m->p.bandwidth =
+		(uint64_t)((double)(ram_sent(m->sender) - before) * 1e9 / (double)(ns + 1));
 	rc = fetch(m, err);
 	uint64_t now = now_ns();
 
@@ -360,10 +362,11 @@ static int stay_paused(struct migrate *m, struct err *err)
 {
 	vm_lock_disks(m->vm, true, NULL);
 	vm_pause(m->vm);
-	return err_set(err, EOWNERDEAD,
-		       "the connection broke in the moment of the hand-over, and no disk's lock tells "
-		       "whether the target runs: this machine stays paused. If the target does not "
-		       "run, `resume` it; if it does, `quit`");
+	return err_set(
+		err, EOWNERDEAD,
+		"the connection broke in the moment of the hand-over, and no disk's lock tells "
+		"whether the target runs: this machine stays paused. If the target does not "
+		"run, `resume` it; if it does, `quit`");
 }
 
 /* COMMIT is out: whose is the machine? 0: the target's. */
@@ -463,7 +466,8 @@ static void explain_timeout(const struct migrate *m, struct err *err)
 	if (m->p.round > 1 && !m->held)
 		snprintf(err->msg, sizeof(err->msg),
 			 "not done within %llu s: the guest writes %llu MiB/s and %llu MiB/s get "
-			 "through, so the downtime would be %llu ms; allow a longer --downtime-ms, more "
+			 "through, so the downtime would be %llu ms; allow a longer --downtime-ms, "
+			 "more "
 			 "--bandwidth or --timeout",
 			 (unsigned long long)m->o.timeout_ns / 1000000000,
 			 (unsigned long long)m->p.dirty_rate >> 20,

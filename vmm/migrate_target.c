@@ -33,10 +33,10 @@
 #include "vmm/sections.h"
 #include "vmm/vm.h"
 
-#define HANDSHAKE_S 10		  /* for a greeting, and for the header */
-#define STATE_MAX   (64u << 20)   /* bytes of a machine's state without RAM */
-#define LINGER_MS   2000	  /* reading on, so that our last words arrive */
-#define SILENCE_S   120		  /* of a source, from which on it is taken for dead */
+#define HANDSHAKE_S 10          /* for a greeting, and for the header */
+#define STATE_MAX   (64u << 20) /* bytes of a machine's state without RAM */
+#define LINGER_MS   2000        /* reading on, so that our last words arrive */
+#define SILENCE_S   120         /* of a source, from which on it is taken for dead */
 
 struct arrival {
 	struct incoming *in;
@@ -176,8 +176,9 @@ int incoming_accept(struct incoming *in, int stop_fd, struct err *err)
 		if (n > 0 && p[1].revents)
 			return err_set(err, EINTR, "stopped while waiting for a source");
 		if (!n)
-			return err_set(err, ETIMEDOUT, "only %u of the source's %u connections came",
-				       arrived(in), in->connections);
+			return err_set(err, ETIMEDOUT,
+				       "only %u of the source's %u connections came", arrived(in),
+				       in->connections);
 		int rc = n > 0 && p[0].revents ? take_in(in, err) : 0;
 
 		if (rc)
@@ -351,9 +352,11 @@ static int receive_state(struct incoming *in, struct err *err)
 		int rc = stream_get(from, &s, err);
 
 		if (rc == 0)
-			return err_set(err, ENODATA, "the source has gone within the machine's state");
+			return err_set(err, ENODATA,
+				       "the source has gone within the machine's state");
 		if (rc > 0 && (s.flags & STREAM_BULK || stream_bytes(in->state) > STATE_MAX))
-			rc = err_set(err, EPROTO, "the machine's state is no state: section %u", s.type);
+			rc = err_set(err, EPROTO, "the machine's state is no state: section %u",
+				     s.type);
 		if (rc > 0)
 			rc = stream_put(in->state, s.type, s.flags, s.name, s.data, (size_t)s.len,
 					err);

@@ -21,7 +21,7 @@
 #include "vmm/dirty.h"
 #include "vmm/transfer.h"
 
-#define RAM_RANGES_MAX	    256 /* in one section */
+#define RAM_RANGES_MAX      256 /* in one section */
 #define RAM_CONNECTIONS_MAX 16
 
 /* ---- sending ---- */
@@ -31,7 +31,8 @@ struct ram_sender;
 struct ram_sender_options {
 	struct gmem *mem;
 	struct dirty *dirty;
-	struct stream *const *out; /* one a connection; borrowed, used by the sender's threads alone */
+	struct stream *const
+		*out; /* one a connection; borrowed, used by the sender's threads alone */
 	unsigned connections;
 	uint64_t bandwidth; /* bytes a second at most, 0: no limit */
 	const struct transfer_watch *watch;
@@ -50,8 +51,9 @@ void ram_sender_free(struct ram_sender *s); /* NULL is fine */
  */
 int ram_send_round(struct ram_sender *s, struct transfer_progress *p, bool last, struct err *err);
 
-uint64_t ram_sent(const struct ram_sender *s);     /* bytes on the wire */
-uint64_t ram_send_ns(const struct ram_sender *s);  /* the slowest connection's time in writing, last round */
+uint64_t ram_sent(const struct ram_sender *s); /* bytes on the wire */
+uint64_t
+ram_send_ns(const struct ram_sender *s); /* the slowest connection's time in writing, last round */
 
 /* ---- receiving ---- */
 
@@ -65,7 +67,7 @@ struct ram_round_end {
  * pages inside RAM, or -EPROTO. Ranges of zeroes in the first round are left alone, as RAM starts as
  * zeroes. 0 with @end filled.
  */
-int ram_receive_round(struct gmem *mem, struct stream *in, uint32_t round, struct ram_round_end *end,
-		      struct err *err);
+int ram_receive_round(struct gmem *mem, struct stream *in, uint32_t round,
+		      struct ram_round_end *end, struct err *err);
 
 #endif

@@ -22,7 +22,8 @@ static int check_range(const struct gmem *mem, const struct range *r, struct iov
 {
 	if (!r->len || r->gpa % PAGE || r->len % PAGE || gmem_iov(mem, r->gpa, r->len, to))
 		return err_set(err, EPROTO,
-			       "guest RAM: 0x%" PRIx64 " bytes at 0x%" PRIx64 " are not pages of it",
+			       "guest RAM: 0x%" PRIx64 " bytes at 0x%" PRIx64
+			       " are not pages of it",
 			       r->len, r->gpa);
 	return 0;
 }
@@ -94,8 +95,8 @@ static int receive_end(const struct stream_section *s, uint32_t round, struct ra
 	return 0;
 }
 
-int ram_receive_round(struct gmem *mem, struct stream *in, uint32_t round, struct ram_round_end *end,
-		      struct err *err)
+int ram_receive_round(struct gmem *mem, struct stream *in, uint32_t round,
+		      struct ram_round_end *end, struct err *err)
 {
 	for (;;) {
 		struct stream_section s;

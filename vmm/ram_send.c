@@ -21,9 +21,9 @@
 #include "vmm/ram.h"
 #include "vmm/sections.h"
 
-#define PAGE	   4096u
-#define PIECE	   (1u << 20) /* bytes of data in a section, from which on it is sent */
-#define RUN_MAX	   512        /* pages taken at once */
+#define PAGE       4096u
+#define PIECE      (1u << 20) /* bytes of data in a section, from which on it is sent */
+#define RUN_MAX    512        /* pages taken at once */
 #define SLEEP_MAX  20000000u  /* ns without a look at whether it was cancelled */
 #define RANGE_SIZE 16
 
@@ -56,7 +56,7 @@ struct ram_sender {
 	pthread_mutex_t lock; /* guards what follows */
 	pthread_cond_t changed;
 	unsigned generation; /* of rounds: helpers wait for the next */
-	unsigned busy;	     /* helpers in the round */
+	unsigned busy;       /* helpers in the round */
 	bool stop;
 	unsigned region; /* the cursor */
 	uint64_t page;
@@ -131,7 +131,8 @@ static int send_zero(struct connection *c)
 	if (!n)
 		return 0;
 	return sent(c,
-		    stream_put(c->out, SECTION_RAM_ZERO, 0, NULL, c->zero.r, n * RANGE_SIZE, &c->err),
+		    stream_put(c->out, SECTION_RAM_ZERO, 0, NULL, c->zero.r, n * RANGE_SIZE,
+			       &c->err),
 		    before, start);
 }
 
