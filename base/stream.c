@@ -108,6 +108,11 @@ static const char *where(const struct stream *s, char *buf, size_t size)
 
 #define WHERE(s) where(s, (char[160]){ 0 }, 160)
 
+const char *stream_peer(const struct stream *s)
+{
+	return s->peer;
+}
+
 uint64_t stream_bytes(const struct stream *s)
 {
 	return s->bytes;

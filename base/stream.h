@@ -65,6 +65,7 @@ int stream_read(struct stream *s, void *to, size_t len, struct err *err);
 /* Names of the types for messages (NULL: unknown, then it is the number). */
 void stream_name_types(struct stream *s, const char *(*name)(unsigned type));
 
+const char *stream_peer(const struct stream *s);
 uint64_t stream_bytes(const struct stream *s); /* read or written so far */
 
 #endif

@@ -80,7 +80,7 @@ static int start(struct restore *r, struct runner *run, struct err *err)
 	if (!rc)
 		rc = vm_start_loaded(run->vm, r->snapshot.stream, VM_CLOCK_STOOD, c->paused, err);
 	if (rc)
-		return err_prefix(err, "%s", r->dir);
+		return rc;
 	log_info("%s: %u vCPU%s, %llu MiB go on", r->dir, c->cpus, c->cpus > 1 ? "s" : "",
 		 (unsigned long long)c->memory >> 20);
 	return 0;

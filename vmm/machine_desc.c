@@ -287,7 +287,8 @@ int machine_overrides_take(struct machine_overrides *o, int argc, char **argv, i
 		return note(o, k->name, arg + len + 1, err);
 	if (k->type == KEY_FLAG)
 		return note(o, k->name, "on", err);
-	if (*i >= argc)
+	if (*i >= argc || (!strncmp(argv[*i], "--", 2) &&
+			   config_key_find(config_keys, argv[*i] + 2, strcspn(argv[*i], "=") - 2)))
 		return err_set(err, EINVAL, "--%s needs a value: %s", k->name, k->metavar);
 	return note(o, k->name, argv[(*i)++], err);
 }

@@ -460,9 +460,8 @@ static const char *cpu_model(enum config_cpu c)
 static int open_kernel_again(struct vm *vm, struct err *err)
 {
 	if (!vm->config->kernel || open_kernel(vm, err)) {
-		log_warn("%s%sa reset would end this machine",
-			 vm->config->kernel ? err->msg : "it is not known which kernel was started",
-			 ": ");
+		log_warn("%s: a reset would end this machine",
+			 vm->config->kernel ? err->msg : "no kernel is named");
 		*err = (struct err){ 0 };
 	}
 	return 0;
@@ -499,14 +498,13 @@ static int build(struct vm *vm, const struct vm_header *from, int memory_fd, str
 	rc = make_cpu(vm, from, err);
 	if (rc)
 		return rc;
+	if (from && c->memory != from->ram)
+		return err_set(err, EINVAL,
+			       "section header: it has %llu bytes of RAM, its machine %llu",
+			       (unsigned long long)from->ram, (unsigned long long)c->memory);
 	rc = make_memory(vm, memory_fd, err);
 	if (rc)
 		return rc;
-	if (from && gmem_size(vm->mem) != from->ram)
-		return err_set(err, EINVAL,
-			       "section header: it has %llu bytes of RAM, its machine %llu",
-			       (unsigned long long)from->ram,
-			       (unsigned long long)gmem_size(vm->mem));
 	rc = event_init(&vm->request, err);
 	if (rc)
 		return rc;

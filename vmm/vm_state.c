@@ -119,6 +119,16 @@ int vm_header_save(const struct vm *vm, struct stream *s, struct err *err)
 	return rc;
 }
 
+/* The stream's own messages name it already. */
+static int name_peer(const struct stream *s, int rc, struct err *err)
+{
+	const char *peer = stream_peer(s);
+
+	if (rc < 0 && err && strncmp(err->msg, peer, strlen(peer)))
+		err_prefix(err, "%s", peer);
+	return rc;
+}
+
 /* The next section, which has to be of @type. */
 static int expect(struct stream *s, unsigned type, struct stream_section *out, struct err *err)
 {
@@ -160,7 +170,7 @@ static int check_header(const struct header_regs *h, struct err *err)
 	return 0;
 }
 
-int vm_header_load(struct vm_header *out, struct stream *s, struct err *err)
+static int load_header(struct vm_header *out, struct stream *s, struct err *err)
 {
 	struct header_regs h = { 0 };
 	struct stream_section sec;
@@ -195,6 +205,11 @@ int vm_header_load(struct vm_header *out, struct stream *s, struct err *err)
 	out->version = h.version;
 	out->ram = h.ram;
 	return 0;
+}
+
+int vm_header_load(struct vm_header *h, struct stream *s, struct err *err)
+{
+	return name_peer(s, load_header(h, s, err), err);
 }
 
 void vm_header_fini(struct vm_header *h)
@@ -559,7 +574,7 @@ static bool is_ours(unsigned type)
 	return type >= SECTION_CLOCK && type <= SECTION_END;
 }
 
-int vm_state_load(struct vm *vm, struct stream *s, enum vm_clock clock, struct err *err)
+static int load_sections(struct vm *vm, struct stream *s, enum vm_clock clock, struct err *err)
 {
 	struct loading g = { .vm = vm, .clock = clock };
 	struct stream_section sec;
@@ -590,4 +605,9 @@ int vm_state_load(struct vm *vm, struct stream *s, enum vm_clock clock, struct e
 		add_to_sum(&g.sum, sec.type, sec.name, sec.data, (size_t)sec.len);
 		g.last = sec.type;
 	}
+}
+
+int vm_state_load(struct vm *vm, struct stream *s, enum vm_clock clock, struct err *err)
+{
+	return name_peer(s, load_sections(vm, s, clock, err), err);
 }

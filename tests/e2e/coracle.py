@@ -181,14 +181,16 @@ class Coracle:
 
     def connect(self):
         """A client of the control socket; call() makes the first one by itself."""
-        # The socket is there before the first message, whatever that is.
+        self.wait_for_socket()
+        return Control(self.socket_path)
+
+    def wait_for_socket(self):
+        """Until it listens, which is before the first message, whatever that is."""
         self.err.wait_for(lambda data: True if data or os.path.exists(self.socket_path) else None,
                           TIMEOUT)
-        try:
-            return Control(self.socket_path)
-        except ConnectionRefusedError:  # its name is there a moment before it listens
-            self.err.wait_for(lambda data: True if data else None, TIMEOUT)
-            return Control(self.socket_path)
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(self.socket_path):  # its name is there a moment before it listens
+                self.err.wait_for(lambda data: True if data else None, TIMEOUT)
 
     def call(self, method, **params):
         """The result of a request. Raises ControlError."""
@@ -198,8 +200,7 @@ class Coracle:
 
     def ctl(self, *args, **popen):
         """`coracle ctl` with this machine, to its end: CompletedProcess with text."""
-        self.err.wait_for(lambda data: True if data or os.path.exists(self.socket_path) else None,
-                          TIMEOUT)
+        self.wait_for_socket()
         return subprocess.run([PROGRAM, "ctl", self.socket_path, *map(str, args)],
                               capture_output=True, text=True, timeout=TIMEOUT, check=False, **popen)
 

@@ -30,7 +30,6 @@ struct slot {
 static struct vdev dev;
 static struct vq q;
 static struct slot slots[SLOTS_MAX];
-static uint8_t slot_of[256]; /* by head */
 static unsigned depth, npages;
 static uint8_t *pages;
 static uint32_t *visits;
@@ -58,18 +57,20 @@ static bool has_pattern(const uint8_t *p, uint32_t seed)
 	return true;
 }
 
+/* A slot has descriptors of its own, since requests come back in any order. */
 static void submit(unsigned i, uint32_t type)
 {
 	struct slot *s = &slots[i];
-	struct piece p[] = {
-		{ &s->h, sizeof(s->h), false },
-		{ s->data, SLOT_BYTES, type == T_IN },
-		{ (void *)&s->status, 1, true },
-	};
+	volatile struct desc *d = &q.desc[3 * i];
+	uint16_t at = (uint16_t)(3 * i);
 
+	d[0] = (struct desc){ (uint64_t)&s->h, sizeof(s->h), DESC_NEXT, at + 1 };
+	d[1] = (struct desc){ (uint64_t)s->data, SLOT_BYTES,
+			      DESC_NEXT | (type == T_IN ? DESC_WRITE : 0), at + 2 };
+	d[2] = (struct desc){ (uint64_t)&s->status, 1, DESC_WRITE, 0 };
 	s->h = (struct header){ type, 0, (uint64_t)i * (SLOT_BYTES / 512) };
 	s->status = 0xee;
-	slot_of[vq_add(&q, p, 3)] = (uint8_t)i;
+	vq_publish(&q, at);
 	requests++;
 }
 
@@ -99,7 +100,7 @@ static bool disk_turn(void)
 	while (vq_done(&q)) {
 		int head = vq_wait(&q, NULL);
 
-		if (head < 0 || !completed(slot_of[head]))
+		if (head < 0 || !completed((unsigned)head / 3))
 			return false;
 		kick = true;
 	}

@@ -28,6 +28,7 @@ void guest_main(void)
 		return;
 	}
 	*page = MARK;
+	sync_point(1);
 	outb(0x70, 0x50);
 	outb(0x71, 1);
 	arg("how", how, sizeof(how));
