@@ -148,7 +148,17 @@ check: ## set everything up and pass all tests; the last line counts them
 	@command -v $(PYTHON) >/dev/null || tools/setup test # which is written in Python
 	@tests/check
 
+# What measures has to be as good as what is measured: always -O2, in no variant.
+BENCH := $(patsubst tests/bench/%.c,build/bench/%,$(wildcard tests/bench/*.c))
+
+build/bench/%: tests/bench/%.c
+	@mkdir -p $(@D)
+	$(Q_LD)$(CC) -std=gnu11 -D_GNU_SOURCE -O2 $(WARN) $< -o $@
+
+bench-bins: $(BENCH)
+
 bench: ## measure against a peer or a floor in the same run (tests/bench)
+	@command -v $(PYTHON) >/dev/null || tools/setup test
 	@tests/bench/run
 
 lab: ## a shell in the nested host (tests/lab)
@@ -209,6 +219,6 @@ include tests/guest/guest.mk
 
 -include $(shell test -d build && find build -name '*.d')
 
-.PHONY: all objects pod-tools unit unit-bins fuzz fuzz-bins demo check bench lab layers lint format man \
-	completion install help clean
+.PHONY: all objects pod-tools unit unit-bins fuzz fuzz-bins demo check bench bench-bins lab layers \
+	lint format man completion install help clean
 .SECONDARY:
