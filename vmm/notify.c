@@ -74,10 +74,12 @@ static int bind_kick(struct wiring *w, struct wire_kick *k)
 
 	pthread_mutex_lock(&n->lock);
 	if (!k->bound) {
-		if (n->vm_fd >= 0)
+		rc = list_add(&n->kicks, k);
+		if (!rc && n->vm_fd >= 0) {
 			rc = kick_ioctl(n, k, 0);
-		if (!rc)
-			rc = list_add(&n->kicks, k);
+			if (rc)
+				list_remove(&n->kicks, k);
+		}
 		k->bound = !rc;
 	}
 	pthread_mutex_unlock(&n->lock);
@@ -184,10 +186,12 @@ static int bind_line(struct wiring *w, struct wire_line *l)
 
 	pthread_mutex_lock(&n->lock);
 	if (!l->bound) {
-		if (n->vm_fd >= 0)
+		rc = list_add(&n->lines, l);
+		if (!rc && n->vm_fd >= 0) {
 			rc = irqfd(n, l->gsi, l->trigger, l->level ? l->resample : NULL, 0);
-		if (!rc)
-			rc = list_add(&n->lines, l);
+			if (rc)
+				list_remove(&n->lines, l);
+		}
 		l->bound = !rc;
 	}
 	pthread_mutex_unlock(&n->lock);
