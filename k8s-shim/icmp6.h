@@ -15,8 +15,8 @@ enum icmp6_type {
 
 struct icmp6 {
 	unsigned type;
-	const uint8_t *src, *dst;  /* IPv6 addresses */
-	const uint8_t *data;       /* from the type on */
+	const uint8_t *src, *dst; /* IPv6 addresses */
+	const uint8_t *data;      /* from the type on */
 	size_t len;
 };
 
@@ -28,8 +28,9 @@ static inline bool icmp6_parse(const uint8_t *frame, size_t len, struct icmp6 *m
 	if (len < ETH_LEN + IPV6_LEN + 8 || get16(frame + 12) != 0x86dd || ip[0] >> 4 != 6 ||
 	    ip[6] != 58 || ip[7] != 255)
 		return false;
-	*m = (struct icmp6){ .src = ip + 8, .dst = ip + 24, .data = ip + IPV6_LEN,
-			     .len = get16(ip + 4) };
+	*m = (struct icmp6){
+		.src = ip + 8, .dst = ip + 24, .data = ip + IPV6_LEN, .len = get16(ip + 4)
+	};
 	m->type = m->data[0];
 	return m->len >= 8 && m->len <= len - ETH_LEN - IPV6_LEN && m->data[1] == 0;
 }
