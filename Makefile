@@ -201,6 +201,11 @@ $(B)/gen/coracle.bash: $(B)/coracle
 docs/config.schema.json: $(B)/coracle
 	$(B)/coracle help --schema > $@
 
+# Its first part is written by hand, up to "All tables".
+docs/state-format.md: $(B)/coracle
+	sed -i '/^# All tables$$/q' $@
+	(echo; $(B)/coracle help --state-format) >> $@
+
 install: all man completion ## install under PREFIX (/usr/local), below DESTDIR
 	install -Dm755 $(B)/coracle $(DESTDIR)$(PREFIX)/bin/coracle
 	install -Dm755 $(B)/$(SHIM) $(DESTDIR)$(PREFIX)/bin/$(SHIM)

@@ -11,6 +11,7 @@
 #include "vmm/commands.h"
 #include "vmm/config.h"
 #include "vmm/exit_status.h"
+#include "vmm/state_tables.h"
 
 static void print_commands(FILE *f)
 {
@@ -32,6 +33,8 @@ int cmd_help(int argc, char **argv, struct err *err)
 		config_print_man(stdout);
 	else if (!strcmp(what, "--schema"))
 		config_print_schema(stdout);
+	else if (!strcmp(what, "--state-format"))
+		state_print_tables(stdout);
 	else if (!strcmp(what, "--completion"))
 		config_print_completion(stdout, commands);
 	else {

@@ -20,7 +20,7 @@ const struct command commands[] = {
 	{ "ctl", cmd_ctl, "list running machines, ask one, pause, reset or stop it",
 	  "list info stats pause resume power-button reset quit events --json --timeout --help" },
 	{ "help", cmd_help, "list the commands, or one's options",
-	  "run --man-options --schema --completion" },
+	  "run --man-options --schema --completion --state-format" },
 	{ "version", cmd_version, "print the version", NULL },
 	{ NULL, NULL, NULL, NULL },
 };

@@ -187,7 +187,6 @@ static const struct state_field pit_fields[] = {
 	STATE_U8(11, struct pit_channel_regs, mode),
 	STATE_U8(12, struct pit_channel_regs, bcd),
 	STATE_U8(13, struct pit_channel_regs, gate),
-	STATE_PAD(struct pit_channel_regs, pad_),
 };
 static const struct state_desc pit_state =
 	STATE_DESC("pit-channel", struct pit_channel_regs, pit_fields, NULL);

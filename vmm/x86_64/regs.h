@@ -89,7 +89,6 @@ struct pit_channel_regs {
 	uint16_t latched_count;
 	uint8_t count_latched, status_latched, status, read_state, write_state, write_latch;
 	uint8_t rw_mode, mode, bcd, gate;
-	uint8_t pad_[6];
 };
 
 struct chips_regs {

@@ -162,6 +162,18 @@ static int set_all(int fd, struct msr_list *all, struct err *err)
 	return 0;
 }
 
+/* Software KVM shows the host's counter whatever is set. Ahead is harmless, back is not. */
+static void look_at_tsc(int fd, uint64_t want)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entry;
+	} one = { .head.nmsrs = 1, .entry = { .index = MSR_TSC } };
+
+	if (ioctl(fd, KVM_GET_MSRS, &one) == 1 && one.entry.data < want)
+		log_warn("this host's KVM does not set time stamp counters: the guest's goes back");
+}
+
 static bool is_command(uint32_t msr)
 {
 	return msr == MSR_KVM_WALL_CLOCK || msr == MSR_KVM_WALL_CLOCK_NEW;
@@ -187,5 +199,9 @@ int vcpu_msrs_load(int fd, const struct vcpu_regs *r, uint64_t tsc_elapsed, stru
 		}
 	}
 	l->head.nmsrs = n;
-	return set_all(fd, l, err);
+	int rc = set_all(fd, l, err);
+
+	if (!rc && n && l->entries[0].index == MSR_TSC)
+		look_at_tsc(fd, l->entries[0].data);
+	return rc;
 }
