@@ -62,8 +62,10 @@ endif
 FOLDERS := base backends image devices virtio vmm k8s-shim
 src = $(wildcard $(1)/*.c) $(if $(filter vmm,$(1)),$(wildcard vmm/$(ARCH)/*.c))
 lib = $(B)/lib$(1).a
-LIB_FILES := $(foreach f,k8s-shim vmm virtio devices image backends base,$(call lib,$(f)))
-LINK_LIBS := -Wl,--start-group $(LIB_FILES) -Wl,--end-group
+# The shim comes last: it and the machine know nothing of each other, and both have a vm_new().
+LIB_FILES := $(foreach f,vmm virtio devices image backends base k8s-shim,$(call lib,$(f)))
+group = -Wl,--start-group $(1) -Wl,--end-group
+LINK_LIBS := $(call group,$(LIB_FILES))
 
 UNIT := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(wildcard tests/unit/test_*.c))
 FUZZ := $(patsubst tests/fuzz/%.c,build/fuzz/tests/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
@@ -116,6 +118,9 @@ $(B)/tests/unit/%: $(B)/tests/unit/%.o $(LIB_FILES)
 $(B)/tests/fuzz/%: $(B)/tests/fuzz/%.o $(LIB_FILES)
 	@mkdir -p $(@D)
 	$(Q_LD)$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer $< $(LINK_LIBS) $(LIBS) -o $@
+
+$(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_shim_*.c tests/fuzz/fuzz_shim_*.c)): \
+	LINK_LIBS := $(call group,$(call lib,k8s-shim) $(call lib,base))
 
 unit-bins: $(UNIT)
 
