@@ -239,11 +239,11 @@ static int add_image(struct disks *d, const struct bundle *b, int rootfs, bool *
 	*found = disk->has_serial = true;
 	disk->read_only = read_only;
 	disk->fd = fd_steal(&fd);
-	if (asprintf(&disk->path, "/proc/self/fd/%d", disk->fd) < 0) {
+	if (asprintf(&disk->path, "/proc/self/fd/%d", disk->fd) < 0)
 		disk->path = NULL;
-		return err_set(err, ENOMEM, "out of memory");
-	}
-	return 0;
+	if (asprintf(&disk->shown, "/disk/%s", name) < 0)
+		disk->shown = NULL;
+	return disk->path && disk->shown ? 0 : err_set(err, ENOMEM, "out of memory");
 }
 
 /* ---- which mode ---- */
@@ -303,10 +303,24 @@ int disks_add_file(struct disks *d, const char *name, const char *path, struct e
 	return disk->path ? 0 : err_set(err, ENOMEM, "out of memory");
 }
 
+void disks_explain(const struct disks *d, char *text, size_t room)
+{
+	for (unsigned i = 0; i < d->count; i++) {
+		const struct disk *disk = &d->list[i];
+		char *at = disk->shown ? strstr(text, disk->path) : NULL;
+		size_t n = at ? strlen(disk->path) : 0;
+		cleanup_free char *rest = at ? strdup(at + n) : NULL;
+
+		if (rest && (*rest < '0' || *rest > '9'))
+			snprintf(at, room - (size_t)(at - text), "%s%s", disk->shown, rest);
+	}
+}
+
 void disks_fini(struct disks *d)
 {
 	for (unsigned i = 0; i < d->count; i++) {
 		free(d->list[i].path);
+		free(d->list[i].shown);
 		fd_close(&d->list[i].fd);
 	}
 	d->count = 0;

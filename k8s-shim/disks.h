@@ -18,6 +18,7 @@ enum pod_mode { MODE_BLOCK, MODE_DISK };
 struct disk {
 	char name[64];   /* for messages and `coracle ctl`: rootdisk */
 	char *path;      /* what the VMM opens */
+	char *shown;     /* what a person knows it by, where that is something else */
 	int fd;          /* that it inherits, or -1; owned */
 	bool has_serial; /* its name is its serial */
 	bool direct, read_only;
@@ -35,6 +36,9 @@ int disks_find(struct disks *d, const struct bundle *b, const struct node_config
 /* One more, of a file of our own. Takes nothing over. */
 int disks_add_file(struct disks *d, const char *name, const char *path, struct err *err);
 void disks_fini(struct disks *d);
+
+/* In a message of the VMM's, paths that only it can use become names that people know. */
+void disks_explain(const struct disks *d, char *text, size_t room);
 
 /* A pod's annotation vm.coracle.dev/@name: NULL where it is not set. -EPERM in @err if not allowed. */
 const char *pod_annotation(const struct bundle *b, const struct node_config *c, const char *name,

@@ -97,7 +97,7 @@ static void on_frame(void *opaque, const struct ttrpc_frame *f)
 {
 	struct events *e = opaque;
 
-	if (f->type != TTRPC_RESPONSE || f->stream != e->stream || !f->data)
+	if (f->type != TTRPC_RESPONSE || f->stream != e->stream || f->len > TTRPC_DATA_MAX)
 		return;
 	Pb__Response *r = pb__response__unpack(NULL, f->len, f->data);
 

@@ -39,14 +39,17 @@ static void reply_created(struct task *t)
 static void on_vm_ready(void *opaque, const struct err *err)
 {
 	struct task *t = opaque;
+	struct err why;
 
 	if (!err) {
 		task_publish_create(t, NULL);
 		reply_created(t);
 		return;
 	}
-	log_err("%s: %s", t->id, err->msg);
-	ttrpc_fail_err(t->create_call, err);
+	why = *err;
+	vm_explain(t->vm, why.msg, sizeof(why.msg));
+	log_err("%s: %s", t->id, why.msg);
+	ttrpc_fail_err(t->create_call, &why);
 	t->create_call = NULL;
 	t->failed = true; /* task_reaped() takes it away */
 	machine_kill(vm_machine(t->vm));

@@ -139,6 +139,7 @@ static void tell_reason(struct task *t)
 		return;
 	snprintf(line, sizeof(line), "coracle: %s (exit status %u)",
 		 *reason ? reason : "the machine ended", t->exit_status);
+	vm_explain(t->vm, line, sizeof(line));
 	io_note(vm_io(t->vm), line);
 	write_termination_log(t, line);
 }

@@ -1,8 +1,9 @@
 /*
  * ttrpc.c - connections, calls, answers
  *
- * An answer is only put in the connection's buffer; the loop writes it. So nothing that answers a call
- * can find its connection freed under it, and a client that does not read costs a bounded buffer: with
+ * An answer is sent at once if the socket takes it, since what comes next in the shim may take a while,
+ * and kept otherwise. A connection that turns out to be broken then is only marked: nothing that answers
+ * a call can find its connection freed under it. A client that does not read costs a bounded buffer: with
  * OUT_HIGH bytes unread nothing more is read from it. Answers that were owed already still pile up
  * behind that, but each was asked for, and CALLS_MAX bounds those.
  *
@@ -42,7 +43,7 @@ struct conn {
 	size_t out_at, out_len, out_room;
 	LIST_HEAD(, ttrpc_call) calls;
 	unsigned ncalls;
-	bool broken; /* out of memory for an answer: close at the next occasion */
+	bool broken; /* it cannot be told something: close at the next occasion */
 	LIST_ENTRY(conn) link;
 };
 
@@ -105,21 +106,6 @@ static int out_reserve(struct conn *c, size_t more)
 	return 0;
 }
 
-static void conn_send(struct conn *c, uint32_t stream, const Pb__Response *r)
-{
-	size_t len = pb__response__get_packed_size(r);
-	struct ttrpc_frame f = { .len = (uint32_t)len, .stream = stream, .type = TTRPC_RESPONSE };
-
-	if (out_reserve(c, TTRPC_HEADER + len)) {
-		c->broken = true;
-	} else {
-		ttrpc_header(c->out + c->out_len, &f);
-		pb__response__pack(r, c->out + c->out_len + TTRPC_HEADER);
-		c->out_len += TTRPC_HEADER + len;
-	}
-	watch_for(c);
-}
-
 /* 0, or -errno when the connection is of no more use. */
 static int conn_flush(struct conn *c)
 {
@@ -134,6 +120,22 @@ static int conn_flush(struct conn *c)
 	}
 	c->out_at = 0;
 	return 0;
+}
+
+static void conn_send(struct conn *c, uint32_t stream, const Pb__Response *r)
+{
+	size_t len = pb__response__get_packed_size(r);
+	struct ttrpc_frame f = { .len = (uint32_t)len, .stream = stream, .type = TTRPC_RESPONSE };
+
+	if (out_reserve(c, TTRPC_HEADER + len)) {
+		c->broken = true;
+	} else {
+		ttrpc_header(c->out + c->out_len, &f);
+		pb__response__pack(r, c->out + c->out_len + TTRPC_HEADER);
+		c->out_len += TTRPC_HEADER + len;
+		c->broken = conn_flush(c) != 0;
+	}
+	watch_for(c);
 }
 
 static void send_status(struct conn *c, uint32_t stream, enum ttrpc_code code, const char *text)

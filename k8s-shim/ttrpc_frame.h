@@ -19,7 +19,7 @@ enum ttrpc_type { TTRPC_REQUEST = 1, TTRPC_RESPONSE = 2 };
 struct ttrpc_frame {
 	uint32_t len, stream;
 	uint8_t type, flags;
-	const uint8_t *data; /* NULL with len > TTRPC_DATA_MAX: too long, its data is dropped */
+	const uint8_t *data; /* len > TTRPC_DATA_MAX: too long, dropped, there is none */
 };
 
 struct ttrpc_reader {

@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "k8s-shim/disks.h"
 #include "k8s-shim/net.h"
+#include "k8s-shim/nocloud.h"
 #include "k8s-shim/node_config.h"
 #include "k8s-shim/resolv.h"
 #include "k8s-shim/rootfs.h"
@@ -105,6 +106,62 @@ static int open_net(struct vm *v, struct loop *loop, struct err *err)
 	return rc ? err_prefix(err, "network") : 0;
 }
 
+/* ---- cloud-init ---- */
+
+static int fill_nocloud(struct vm *v, const char *from, struct nocloud *n, struct err *err)
+{
+	const struct bundle_mount *m = bundle_mount_at(v->bundle, from);
+	const char *uid = bundle_annotation(v->bundle, "io.kubernetes.cri.sandbox-uid");
+	const char *host = v->bundle->hostname;
+	cleanup_free char *meta = NULL, *network = v->net ? pod_net_config(v->net) : NULL;
+
+	if (!m || !*m->source)
+		return err_set(err, EINVAL,
+			       "annotation " ANNOTATION "cloud-init-from: nothing is mounted at %s",
+			       from);
+	if (!host)
+		host = bundle_annotation(v->bundle, "io.kubernetes.cri.sandbox-name");
+	if (!uid)
+		uid = v->bundle->sandbox_id ? v->bundle->sandbox_id : "coracle";
+	if (asprintf(&meta, "instance-id: %s\nlocal-hostname: %s\n", uid, host ? host : "vm") < 0)
+		meta = NULL;
+	int rc = nocloud_read(n, m->source, err);
+
+	if (rc)
+		return err_prefix(err, "cloud-init data");
+	if (!meta || (v->net && !network) || nocloud_default(n, NOCLOUD_META, meta) ||
+	    nocloud_default(n, NOCLOUD_USER, "") ||
+	    (v->net && pod_net_count(v->net) && nocloud_default(n, NOCLOUD_NETWORK, network))) {
+		nocloud_fini(n);
+		return err_set(err, ENOMEM, "out of memory");
+	}
+	return 0;
+}
+
+/* The annotation names a mount of the container's; what is in it becomes a small disk. */
+static int add_cloud_init(struct vm *v, struct err *err)
+{
+	const char *from = pod_annotation(v->bundle, &v->config, "cloud-init-from", err);
+	cleanup_free char *path = NULL;
+	struct nocloud n = { 0 };
+
+	if (!from)
+		return err->code;
+	if (asprintf(&path, "%s/cidata.iso", v->state_dir) < 0) {
+		path = NULL;
+		return err_set(err, ENOMEM, "out of memory");
+	}
+	int rc = fill_nocloud(v, from, &n, err);
+
+	if (rc)
+		return rc;
+	cleanup_fd int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+	rc = fd < 0 ? err_set_sys(err, errno, "cannot make %s", path) : nocloud_write(&n, fd, err);
+	nocloud_fini(&n);
+	return rc ? rc : disks_add_file(&v->disks, "cidata", path, err);
+}
+
 /* ---- starting ---- */
 
 static int open_io(struct vm *v, const struct vm_options *o, struct err *err)
@@ -177,6 +234,8 @@ static int assemble(struct vm *v, const struct vm_options *o, struct err *err)
 	if (!rc)
 		rc = open_net(v, o->loop, err);
 	if (!rc)
+		rc = add_cloud_init(v, err);
+	if (!rc)
 		rc = vm_config_write(v->state_dir, o->request->id, v->bundle, &v->config, &v->disks,
 				     v->net, &v->kernel, err);
 	return rc;
@@ -212,6 +271,11 @@ struct machine *vm_machine(struct vm *v)
 struct io *vm_io(struct vm *v)
 {
 	return v->io;
+}
+
+void vm_explain(const struct vm *v, char *text, size_t room)
+{
+	disks_explain(&v->disks, text, room);
 }
 
 void vm_release(struct vm *v)

@@ -31,6 +31,9 @@ struct vm *vm_new(const struct vm_options *o, machine_ready *ready, void *opaque
 struct machine *vm_machine(struct vm *v);
 struct io *vm_io(struct vm *v);
 
+/* A message of the VMM's in words that mean something outside of it. */
+void vm_explain(const struct vm *v, char *text, size_t room);
+
 void vm_release(struct vm *v); /* network, mounts, files; the machine must have ended */
 void vm_free(struct vm *v);    /* and what it had to say; NULL is fine */
 

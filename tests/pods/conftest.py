@@ -1,4 +1,6 @@
 """conftest.py - one node for all tests of a file, pods and disks for each, and a look for leftovers"""
+import fcntl
+import os
 import subprocess
 
 import pytest
@@ -17,8 +19,8 @@ def node():
 
 
 @pytest.fixture
-def pods(node):
-    """make(...) a pod that is removed at the end."""
+def pods(node, device):  # disks outlive pods
+    """make(...) a pod that runs. All are removed at the end, and nothing of them may be left."""
     made = []
 
     def make(*args, run=True, **kwargs):
@@ -29,17 +31,19 @@ def pods(node):
     yield make
     for pod in made:
         pod.remove()
-    node.configure(kernel=str(nodes.GUESTS / "hello.elf"), cmdline="")
+    node.configure(kernel=str(nodes.guest("hello")), cmdline="", annotations=None, initrd=None)
+    node.check_clean()
 
 
 @pytest.fixture
 def device(tmp_path):
-    """make(size) a loop device over a file; its path."""
+    """make(size) a loop device over a file; its path. Nobody may have it open or locked at the end."""
     made = []
 
-    def make(size=4 << 20, name=None):
-        path = tmp_path / (name or f"disk{len(made)}")
+    def make(size=4 << 20, content=b""):
+        path = tmp_path / f"disk{len(made)}"
         with open(path, "wb") as f:
+            f.write(content)
             f.truncate(size)
         made.append(subprocess.run(["losetup", "-f", "--show", str(path)], check=True,
                                    capture_output=True, text=True).stdout.strip())
@@ -47,4 +51,7 @@ def device(tmp_path):
 
     yield make
     for loop in made:
+        fd = os.open(loop, os.O_RDWR | os.O_EXCL)
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(fd)
         subprocess.run(["losetup", "-d", loop], check=False)

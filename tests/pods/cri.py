@@ -60,12 +60,12 @@ class Cri:
     def close(self):
         self.channel.close()
 
-    def __call__(self, method, timeout=None, **fields):
+    def __call__(self, method, _timeout=None, **fields):
         request, response = _METHODS[method]
         call = self.channel.unary_unary(f"/runtime.v1.RuntimeService/{method}",
                                         request_serializer=request.SerializeToString,
                                         response_deserializer=response.FromString)
         try:
-            return call(request(**fields), timeout=timeout or self.timeout, wait_for_ready=True)
+            return call(request(**fields), timeout=_timeout or self.timeout, wait_for_ready=True)
         except grpc.RpcError as e:
             raise Refused(method, e) from None

@@ -5,6 +5,7 @@ kernel's own things (cgroups, namespaces, loop devices) and /run/containerd/s ar
 leftovers() tells what a test has left of those.
 """
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -54,6 +55,12 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
 """
 
 
+def guest(name):
+    path = GUESTS / f"{name}.elf"
+    assert path.exists(), f"{path}: run `make guest-kit` first"
+    return path
+
+
 class Late(AssertionError):
     """What was waited for did not come in time."""
 
@@ -90,7 +97,7 @@ class Node:
         self.name = "ct" + uuid.uuid4().hex[:6]  # of the bridge and the cgroup
         self.process = self.cri = None
         self.images = set()
-        self.config = {"vmm": str(BUILD / "coracle"), "kernel": str(GUESTS / "hello.elf"),
+        self.config = {"vmm": str(BUILD / "coracle"), "kernel": str(guest("hello")),
                        "memory": "64M", "log-level": "debug", **config}
         (self.dir / "cni").mkdir()
         self.configure()
@@ -99,7 +106,7 @@ class Node:
                                           "ranges": [[{"subnet": "10.213.0.0/16"}]],
                                           "routes": [{"dst": "0.0.0.0/0"}]}})
         (self.dir / "config.toml").write_text(CONFIG.format(dir=self.dir))
-        self.before = found()
+        self.netns, self.pods = netns(), []
         self.start()
         self.image("coracle.test/pause:1", {"pause": b""})
         self.image("coracle.test/vm:1", {"vm": b""})
@@ -149,6 +156,10 @@ class Node:
                                *map(str, args)], check=True, capture_output=True, text=True,
                               timeout=TIMEOUT).stdout
 
+    def events(self):
+        """What containerd tells from now on."""
+        return Events(self)
+
     def image(self, name, files):
         path = self.dir / "image.tar"
         images.write(path, name, files)
@@ -172,49 +183,90 @@ class Node:
 
     # ---- what is left ----
 
+    def socket(self, pod_id):
+        """Where a pod's shim listens."""
+        key = f"{self.dir}/containerd.sock/k8s.io/{pod_id}"
+        return f"/run/containerd/s/{hashlib.sha256(key.encode()).hexdigest()}"
+
     def leftovers(self):
-        """{what: list} of what was not there when the node started; empty lists mean none."""
-        now = found(self)
-        return {what: sorted(now[what] - self.before.get(what, set())) for what in now}
+        """{what was looked for: list of what is there}; all lists empty with no pod on the node."""
+        mounts = pathlib.Path("/proc/self/mountinfo").read_text().splitlines()
+        sockets = pathlib.Path("/proc/net/unix").read_text().splitlines()
+        links = subprocess.run(["ip", "-o", "link", "show", "master", self.name],
+                               capture_output=True, text=True, check=False).stdout
+        run, task = self.dir / "run", self.dir / "state/io.containerd.runtime.v2.task/k8s.io"
+        return {
+            "shims and pause processes": ours(SHIM, self),
+            "machines": ours("coracle", self),
+            "mounts": [m.split()[4] for m in mounts
+                       if m.split()[4].startswith(str(self.dir)) and "rootfs" in m.split()[4]],
+            "network namespaces": sorted(n for n in netns() - self.netns
+                                         if n.startswith("cni-")),
+            "links on the bridge": re.findall(r"^\d+: ([^:@]*)", links, re.M),
+            "shims' sockets": [s for s in map(self.socket, self.pods) if os.path.exists(s)],
+            "machines' sockets": [s.split()[-1] for s in sockets if str(run) in s],
+            "control groups": [str(p) for p in pathlib.Path("/sys/fs/cgroup").glob(
+                f"**/{self.name}/*") if p.is_dir()],
+            "state files": [str(p) for p in run.glob("**/*") if p != run / "pods"],
+            "bundles": [str(p) for p in task.glob("*")],
+            "addresses": [p.name for p in (self.dir / "ipam").glob("**/10.*")],
+        }
+
+    def check_clean(self):
+        """Nothing is left. Processes that were told to end may take a moment."""
+        def clean():
+            return not any(self.leftovers().values())
+        try:
+            until("nothing is left", clean, 10)
+        except Late:
+            left = {k: v for k, v in self.leftovers().items() if v}
+            raise AssertionError(f"left behind: {json.dumps(left, indent=2)}\n"
+                                 f"{self.log()[-5000:]}") from None
 
     def shims(self):
-        return pids(SHIM)
+        return ours(SHIM, self)
 
 
-def pids(name):
-    out = []
+def ours(name, node):
+    """Pids of that program that a node's containerd has started, however indirectly."""
+    mark, out = f"CORACLE_RUNTIME_DIR={node.dir}/run".encode(), []
     for path in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (path / "cmdline").read_bytes().split(b"\0")
-            if os.path.basename(words[0].decode(errors="replace")) == name:
+            if (os.path.basename(words[0].decode(errors="replace")) == name and
+                    mark in (path / "environ").read_bytes().split(b"\0")):
                 out.append(int(path.name))
     return out
 
 
-def found(node=None):
-    """Everything of the kinds that a pod could leave behind, on this host."""
-    mounts = pathlib.Path("/proc/self/mountinfo").read_text().splitlines()
-    sockets = pathlib.Path("/proc/net/unix").read_text().splitlines()
-    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
-    rundir = node.dir / "run" if node else None
-    return {
-        "processes": {f"{p} {n}" for n in (SHIM, "coracle") for p in pids(n)},
-        "mounts": {m.split()[4] for m in mounts if "/rootfs" in m.split()[4]},
-        "network namespaces": set(os.listdir("/run/netns")) if os.path.isdir("/run/netns")
-        else set(),
-        "links": set(re.findall(r"^\d+: (?:tap|cor|veth)[^:@]*", links, re.M)),
-        "shim sockets": set(os.listdir("/run/containerd/s"))
-        if os.path.isdir("/run/containerd/s") else set(),
-        "open sockets": {s.split()[-1] for s in sockets if "/pods/" in s},
-        "cgroups": {str(p) for p in pathlib.Path("/sys/fs/cgroup").glob(f"**/{node.name}/*")
-                    if p.is_dir()} if node else set(),
-        "state files": {str(p) for p in rundir.glob("**/*") if p.name != "pods"}
-        if node else set(),
-        "bundles": {str(p) for p in node.dir.glob(
-            "state/io.containerd.runtime.v2.task/k8s.io/*")} if node else set(),
-        "locks": {line.split()[5] for line in
-                  pathlib.Path("/proc/locks").read_text().splitlines() if "OFDLCK" in line},
-    }
+def netns():
+    return set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
+
+
+class Events:
+    """`ctr events` in the background."""
+
+    def __init__(self, node):
+        self.path = node.dir / "events"
+        with open(self.path, "wb") as out:
+            self.process = subprocess.Popen(
+                ["ctr", "-a", str(node.dir / "containerd.sock"), "-n", "k8s.io", "events"],
+                stdout=out, stdin=subprocess.DEVNULL)
+        # It says nothing until something happens: make it happen until it does.
+        until("events are told", lambda: self._nudge(node))
+
+    def _nudge(self, node):
+        node.ctr("images", "label", "coracle.test/pause:1", f"nudge={time.monotonic()}")
+        return self.path.stat().st_size
+
+    def seen(self):
+        """[(topic, the event as text)]"""
+        lines = (line.split(" ", 6) for line in self.path.read_text().splitlines())
+        return [(words[5], words[6]) for words in lines if len(words) == 7]
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait()
 
 
 class Pod:
@@ -236,7 +288,11 @@ class Pod:
     def run(self):
         self.id = self.node.cri("RunPodSandbox", config=self.config,
                                 runtime_handler="coracle").pod_sandbox_id
+        self.node.pods.append(self.id)
         return self
+
+    def ip(self):
+        return self.node.cri("PodSandboxStatus", pod_sandbox_id=self.id).status.network.ip
 
     def create(self, devices=(), image="coracle.test/vm:1", memory=None, cpus=None, mounts=(),
                **config):
@@ -304,8 +360,9 @@ class Pod:
     # ---- its end ----
 
     def stop(self, timeout=30):
-        self.node.cri("StopContainer", container_id=self.container, timeout=timeout,
-                      **({}))
+        """As `kubectl delete` with that grace period."""
+        self.node.cri("StopContainer", container_id=self.container,
+                      _timeout=timeout + TIMEOUT, timeout=timeout)
 
     def remove_container(self):
         self.node.cri("RemoveContainer", container_id=self.container)
