@@ -1,9 +1,8 @@
 /*
  * testdev.c - what kvm-unit-tests pokes at
  *
- * Interrupt lines are bound when a test first raises one: most tests raise none, and the machine's own
- * devices keep their lines to themselves until then. A line is one edge at each rise. (Level-triggered
- * tests want a line that stays up, which the wiring gives only with an acknowledge to wait for.)
+ * An interrupt line is up or down from the instruction after the store on: tests look at once whether it
+ * came, so it does not go through an event, whose interrupt the kernel may deliver a moment later.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -27,8 +26,6 @@ struct testdev {
 	struct device dev;
 	struct bus *pio, *mmio;
 	struct wiring *wiring;
-	struct wire_line line[LINES]; /* trigger NULL: not bound yet */
-	struct event trigger[LINES];
 	struct testdev_regs regs;
 	struct log_limit complaints;
 };
@@ -100,34 +97,20 @@ static const struct region_ops exit_ops = { exit_read, exit_write };
 
 /* ---- interrupt lines ---- */
 
-static int bind_line(struct testdev *t, unsigned n)
+static void set_line(struct testdev *t, unsigned n, bool up)
 {
-	struct wire_line *l = &t->line[n];
-	int rc;
+	int rc = t->wiring->ops->set_line(t->wiring, n, up);
 
-	if (l->trigger)
-		return 0;
-	rc = event_init(&t->trigger[n], NULL);
 	if (rc)
-		return rc;
-	*l = (struct wire_line){ .gsi = n, .trigger = &t->trigger[n] };
-	rc = t->wiring->ops->bind_line(t->wiring, l);
-	if (rc) {
-		event_fini(&t->trigger[n]);
-		l->trigger = NULL;
-	}
-	return rc;
+		log_guest(&t->complaints, "%s: interrupt line %u cannot be set: %s", t->dev.name, n,
+			  strerror(-rc));
 }
 
-static void raise_line(struct testdev *t, unsigned n)
+static void set_lines_up(struct testdev *t, bool up)
 {
-	int rc = bind_line(t, n);
-
-	if (rc)
-		log_guest(&t->complaints, "%s: interrupt line %u cannot be bound: %s", t->dev.name,
-			  n, strerror(-rc));
-	else
-		event_signal(&t->trigger[n]);
+	for (unsigned n = 0; n < LINES; n++)
+		if (t->regs.lines >> n & 1)
+			set_line(t, n, up);
 }
 
 static void lines_read(void *opaque, uint64_t off, void *data, unsigned len)
@@ -143,8 +126,8 @@ static void lines_write(void *opaque, uint64_t off, const void *data, unsigned l
 	uint64_t value = 0;
 
 	memcpy(&value, data, len);
-	if (value && !(t->regs.lines & bit))
-		raise_line(t, (unsigned)off);
+	if (!value != !(t->regs.lines & bit))
+		set_line(t, (unsigned)off, value);
 	t->regs.lines = value ? t->regs.lines | bit : t->regs.lines & ~bit;
 }
 
@@ -157,12 +140,23 @@ static void testdev_reset(struct device *d)
 	struct testdev *t = of(d);
 
 	pthread_mutex_lock(&d->lock);
+	set_lines_up(t, false);
 	t->regs = (struct testdev_regs){ 0 };
 	pthread_mutex_unlock(&d->lock);
 }
 
 static void testdev_nothing(struct device *d)
 {
+}
+
+/* Perhaps after a load, into interrupt controllers whose pins are down. */
+static void testdev_resume(struct device *d)
+{
+	struct testdev *t = of(d);
+
+	pthread_mutex_lock(&d->lock);
+	set_lines_up(t, true);
+	pthread_mutex_unlock(&d->lock);
 }
 
 static void testdev_free(struct device *d)
@@ -173,12 +167,6 @@ static void testdev_free(struct device *d)
 	bus_remove(t->pio, PORT_EXIT, t);
 	bus_remove(t->pio, PORT_LINES, t);
 	bus_remove(t->mmio, TESTDEV_MMIO_BASE, t);
-	for (unsigned i = 0; i < LINES; i++) {
-		if (!t->line[i].trigger)
-			continue;
-		t->wiring->ops->unbind_line(t->wiring, &t->line[i]);
-		event_fini(&t->trigger[i]);
-	}
 	device_fini(d);
 	free(t);
 }
@@ -187,7 +175,7 @@ static const struct device_ops testdev_device_ops = {
 	.type = "testdev",
 	.reset = testdev_reset,
 	.quiesce = testdev_nothing,
-	.resume = testdev_nothing,
+	.resume = testdev_resume,
 	.free = testdev_free,
 };
 

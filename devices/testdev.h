@@ -2,8 +2,8 @@
  * testdev.h - the test devices that kvm-unit-tests expect of an x86 machine
  *
  * Port 0xF4 ends the machine with exit status (value << 1) | 1 (isa-debug-exit), of which the low
- * eight bits count; ports 0x2000 + n set interrupt line n, each rise being one edge; 0xE0 to 0xE3 are a
- * scratch register; a page of memory at TESTDEV_MMIO_BASE is a scratch register block (hw/misc/pc-testdev
+ * eight bits count; ports 0x2000 + n put interrupt line n up or down; 0xE0 to 0xE3 are a scratch
+ * register; a page of memory at TESTDEV_MMIO_BASE is a scratch register block (hw/misc/pc-testdev
  * in QEMU documents them).
  */
 #ifndef DEVICES_TESTDEV_H

@@ -65,6 +65,11 @@ struct wiring_ops {
 	void (*unbind_msi)(struct wiring *w, struct wire_msi *m);
 	int (*bind_line)(struct wiring *w, struct wire_line *l);
 	void (*unbind_line)(struct wiring *w, struct wire_line *l);
+	/*
+	 * Put a wired interrupt's pin up or down, done when the call returns: a system call each time,
+	 * for test devices. A bound line of the same GSI is a wire beside it. 0 or -errno.
+	 */
+	int (*set_line)(struct wiring *w, unsigned gsi, bool up);
 	/* The guest asked the machine to stop or restart; takes effect soon after the call returns. */
 	void (*power)(struct wiring *w, enum wire_power what, int status);
 };

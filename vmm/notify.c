@@ -212,6 +212,19 @@ static void unbind_line(struct wiring *w, struct wire_line *l)
 	pthread_mutex_unlock(&n->lock);
 }
 
+static int set_line(struct wiring *w, unsigned gsi, bool up)
+{
+	struct notify *n = of(w);
+	struct kvm_irq_level l = { .irq = gsi, .level = up };
+	int rc = 0;
+
+	pthread_mutex_lock(&n->lock);
+	if (n->vm_fd >= 0 && ioctl(n->vm_fd, KVM_IRQ_LINE, &l) < 0)
+		rc = -errno;
+	pthread_mutex_unlock(&n->lock);
+	return rc;
+}
+
 static void power(struct wiring *w, enum wire_power what, int status)
 {
 	struct notify *n = of(w);
@@ -226,6 +239,7 @@ static const struct wiring_ops ops = {
 	.unbind_msi = unbind_msi,
 	.bind_line = bind_line,
 	.unbind_line = unbind_line,
+	.set_line = set_line,
 	.power = power,
 };
 

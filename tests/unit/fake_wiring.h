@@ -31,7 +31,7 @@ struct fake_wiring {
 	size_t nkick, nmsi, nline;
 
 	unsigned kick_binds, kick_unbinds, msi_binds, msi_unbinds, line_binds, line_unbinds;
-	int refuse_kick, refuse_msi, refuse_line; /* negative errno: the next binds fail so */
+	int refuse_kick, refuse_msi, refuse_line; /* negative errno: the next calls fail so */
 	unsigned misuse;
 	int next_gsi;
 
@@ -39,6 +39,8 @@ struct fake_wiring {
 	uint64_t last_addr; /* of the last message sent */
 	uint32_t last_data;
 	unsigned last_line; /* GSI of the last edge */
+	uint32_t lines_up;  /* by set_line, a bit each GSI */
+	unsigned line_sets;
 
 	unsigned power_calls;
 	enum wire_power power_what;
@@ -161,6 +163,18 @@ static inline void fake_wiring_unbind_line_(struct wiring *w, struct wire_line *
 	fake_wiring_remove_(f, f->line, &f->nline, l, &l->bound);
 }
 
+static inline int fake_wiring_set_line_(struct wiring *w, unsigned gsi, bool up)
+{
+	struct fake_wiring *f = fake_wiring_of_(w);
+
+	f->line_sets++;
+	if (gsi > 31)
+		f->misuse++;
+	else if (!f->refuse_line)
+		f->lines_up = up ? f->lines_up | 1u << gsi : f->lines_up & ~(1u << gsi);
+	return f->refuse_line;
+}
+
 static inline void fake_wiring_power_(struct wiring *w, enum wire_power what, int status)
 {
 	struct fake_wiring *f = fake_wiring_of_(w);
@@ -179,6 +193,7 @@ static inline void fake_wiring_init(struct fake_wiring *f)
 		.unbind_msi = fake_wiring_unbind_msi_,
 		.bind_line = fake_wiring_bind_line_,
 		.unbind_line = fake_wiring_unbind_line_,
+		.set_line = fake_wiring_set_line_,
 		.power = fake_wiring_power_,
 	};
 

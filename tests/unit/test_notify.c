@@ -32,6 +32,7 @@ static struct kernel {
 	int irqfd[GSIS]; /* 0: none */
 	struct kvm_ioeventfd kick[KICKS];
 	unsigned kicks, tables, orders;
+	struct kvm_irq_level level;
 	unsigned long refuse; /* this request fails once */
 } kernel;
 
@@ -109,6 +110,9 @@ int ioctl(int fd, unsigned long request, ...)
 		return set_irqfd(arg);
 	case KVM_IOEVENTFD:
 		return set_kick(arg);
+	case KVM_IRQ_LINE:
+		kernel.level = *(const struct kvm_irq_level *)arg;
+		return 0;
 	}
 	fail_msg("an ioctl 0x%lx", request);
 	return -1;
@@ -274,6 +278,21 @@ static void test_new_vm(void **state)
 	assert_int_equal(kernel.kicks, 0);
 }
 
+static void test_set_line(void **state)
+{
+	/* No VM, nobody to tell. */
+	assert_int_equal(n.wiring.ops->set_line(&n.wiring, 5, true), 0);
+	assert_int_equal(kernel.orders, 0);
+	power_on();
+	for (unsigned up = 0; up < 2; up++) {
+		assert_int_equal(n.wiring.ops->set_line(&n.wiring, 5 + up, up), 0);
+		assert_int_equal(kernel.level.irq, 5 + up);
+		assert_int_equal(kernel.level.level, up);
+	}
+	kernel.refuse = KVM_IRQ_LINE;
+	assert_int_equal(n.wiring.ops->set_line(&n.wiring, 5, true), -ENOSPC);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -283,6 +302,7 @@ int main(void)
 		TEST(test_too_many),
 		TEST(test_refused),
 		TEST(test_new_vm),
+		TEST(test_set_line),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
