@@ -69,7 +69,10 @@ class Reader(threading.Thread):
 
     def run(self):
         while True:
-            piece = os.read(self.pipe.fileno(), 65536)
+            try:
+                piece = os.read(self.pipe.fileno(), 65536)
+            except OSError:     # a terminal's other end is gone
+                piece = b""
             with self.changed:
                 self.data += piece
                 self.ended = not piece

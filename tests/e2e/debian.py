@@ -109,8 +109,8 @@ class Shell:
         """From a shell that has just started to one that says nothing but what commands say."""
         self.wait_for(r"[#$] $", timeout)
         # dash edits no lines. The echo of this has "ready" in quotes; what it prints has not.
-        self.send(b"stty -echo; dmesg -n 1; LC_ALL=C PS1= PS2= exec dash -ic "
-                  b"\"echo shell' 'ready; exec dash -i\"\n")
+        self.send(b"stty -echo; dmesg -n 1; LC_ALL=C PS1= PS2= exec dash -c "
+                  b"\"echo shell' 'ready; exec dash -i +m\"\n")
         self.wait_for(r"shell ready\r?\n", timeout)
 
     def login(self, timeout=BOOT):
