@@ -339,6 +339,11 @@ static int receive_ram(struct incoming *in, struct err *err)
 
 /* ---- state ---- */
 
+static bool is_state(const struct stream_section *s)
+{
+	return !(s->flags & STREAM_BULK) && s->type >= SECTION_CLOCK && s->type < SECTION_HELLO;
+}
+
 /* Copy it to memory, up to its end. */
 static int receive_state(struct incoming *in, struct err *err)
 {
@@ -352,11 +357,12 @@ static int receive_state(struct incoming *in, struct err *err)
 		int rc = stream_get(from, &s, err);
 
 		if (rc == 0)
-			return err_set(err, ENODATA,
-				       "the source has gone within the machine's state");
-		if (rc > 0 && (s.flags & STREAM_BULK || stream_bytes(in->state) > STATE_MAX))
-			rc = err_set(err, EPROTO, "the machine's state is no state: section %u",
+			return err_set(err, ENODATA, "it ends within the machine's state");
+		if (rc > 0 && !is_state(&s))
+			rc = err_set(err, EPROTO, "a section of type %u within the machine's state",
 				     s.type);
+		if (rc > 0 && stream_bytes(in->state) > STATE_MAX)
+			rc = err_set(err, EPROTO, "the machine's state has no end");
 		if (rc > 0)
 			rc = stream_put(in->state, s.type, s.flags, s.name, s.data, (size_t)s.len,
 					err);

@@ -2,7 +2,8 @@
  * net.c - the virtio network device: frames out, frames in
  *
  * The host's side answers every frame of type 0x88B5 (IEEE 802 local experimental) with one of type
- * 0x88B6 and the same payload. "frames=N" of growing length; each must come back as it went.
+ * 0x88B6 and the same payload. "frames=N" of growing length; each must come back as it went. With "announce" it is asked to
+ * announce itself after the sync point (it has moved), and says that it has.
  */
 #include "virtio.h"
 
@@ -10,6 +11,8 @@
 #define F_MTU    (1ull << 3)
 #define F_MAC    (1ull << 5)
 #define F_STATUS (1ull << 16)
+#define F_CTRL   (1ull << 17)
+#define F_GUEST  (1ull << 21) /* _ANNOUNCE */
 #define BUF      2048
 #define RX_BUFS  16
 
@@ -73,16 +76,39 @@ static bool one_frame(unsigned n, const uint8_t *mac)
 	return good;
 }
 
+/* virtio 1.2, 5.1.6.5.4 */
+static void test_announce(struct vq *control)
+{
+	static uint8_t ack[2] = { 3, 0 }, answer;
+	struct piece p[] = { { ack, 2, false }, { &answer, 1, true } };
+	uint64_t end = deadline();
+
+	while (!(virtio_config8(&dev, 6) & 2) && !passed(end))
+		relax();
+	if (!check(virtio_config8(&dev, 6) & 2, "announce", "was not asked for"))
+		return;
+	answer = 0xee;
+	vq_add(control, p, 2);
+	vq_kick(control);
+	check(vq_wait(control, NULL) >= 0 && *(volatile uint8_t *)&answer == 0, "announce",
+	      "answer %u", answer);
+	if (check(virtio_config8(&dev, 6) == 1, "announce", "is asked for still"))
+		ok("announce");
+}
+
 void guest_main(void)
 {
+	static struct vq control;
+	char word[4];
+	bool announce = arg("announce", word, sizeof(word));
 	unsigned frames = (unsigned)arg_number("frames", 20);
 	uint8_t mac[6];
 
 	if (!check(virtio_find(&dev, VIRTIO_NET, 0), "find", "no network device"))
 		return;
 	print("transport %s\n", dev.pci ? "pci" : "mmio");
-	check(virtio_negotiate(&dev, F_MAC | F_STATUS | F_MTU), "negotiate", "status %u",
-	      virtio_status(&dev));
+	check(virtio_negotiate(&dev, F_MAC | F_STATUS | F_MTU | (announce ? F_CTRL | F_GUEST : 0)),
+	      "negotiate", "status %u", virtio_status(&dev));
 	for (unsigned i = 0; i < 6; i++)
 		mac[i] = virtio_config8(&dev, i);
 	print("mac %02x:%02x:%02x:%02x:%02x:%02x\n", mac[0], mac[1], mac[2], mac[3], mac[4],
@@ -92,6 +118,8 @@ void guest_main(void)
 	tx_buf = alloc(BUF, 4096);
 	check(vq_open(&rx, &dev, 0, 0, 0xffff) && vq_open(&tx, &dev, 1, 0, 0xffff), "queues",
 	      "not there");
+	if (announce)
+		check(vq_open(&control, &dev, 2, 0, 0xffff), "queues", "no control queue");
 	virtio_ok(&dev);
 	for (unsigned i = 0; i < RX_BUFS; i++)
 		give(i); /* descriptor i holds buffer i */
@@ -103,6 +131,8 @@ void guest_main(void)
 			return;
 	ok("frames");
 	sync_point(1);
+	if (announce)
+		test_announce(&control);
 	if (one_frame(frames, mac))
 		ok("frames-after-sync");
 }
