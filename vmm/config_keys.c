@@ -403,7 +403,7 @@ const struct config_key config_keys[] = {
 	{ .name = "memory",
 	  .type = KEY_SIZE,
 	  FIELD(config, memory),
-	  .min = MIB,
+	  .min = 2 * MIB,
 	  .max = 16 * TIB,
 	  .def = "512M",
 	  .metavar = "SIZE",

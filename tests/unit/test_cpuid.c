@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -112,6 +113,20 @@ static void test_baseline_refuses_by_name(void **state)
 	assert_non_null(strstr(err.msg, "movbe"));
 	assert_null(strstr(err.msg, "avx512f"));
 	assert_int_equal(cpu_baseline(&copy, 2, &err), 0);
+
+	/* So many that not all are named: whole names, and how many more. */
+	everything(&l, "GenuineIntel");
+	cpu_leaf(&l, 1, 0)->ecx = cpu_leaf(&l, 1, 0)->edx = cpu_leaf(&l, 7, 0)->ebx = 0;
+	assert_int_equal(cpu_baseline(&l, 4, &err), -EINVAL);
+	assert_non_null(strstr(err.msg, "lacks: fpu, de, "));
+
+	unsigned commas = 0, more = 0;
+
+	for (const char *c = strchr(err.msg, ':'); *c; c++)
+		commas += *c == ',';
+	assert_int_equal(sscanf(strstr(err.msg, " and "), " and %u more", &more), 1);
+	assert_true(commas + 1 + more > 40);
+	assert_true(strlen(err.msg) < 250);
 
 	everything(&l, "GenuineIntel");
 	cpu_leaf(&l, 0x80000008, 0)->eax = 0x3024;

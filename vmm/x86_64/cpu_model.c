@@ -132,7 +132,8 @@ static const uint32_t signature_amd[] = { [2] = 0x00610f00, [3] = 0x00800f10, [4
 static int copy_features(struct cpu_leaves *l, struct cpu_leaves *have, unsigned level,
 			 struct err *err)
 {
-	char missing[384] = "";
+	char missing[160] = "";
+	unsigned unnamed = 0; /* a list that long helps nobody */
 
 	for (size_t i = 0; i < sizeof(features) / sizeof(features[0]); i++) {
 		const struct feature *f = &features[i];
@@ -142,17 +143,24 @@ static int copy_features(struct cpu_leaves *l, struct cpu_leaves *have, unsigned
 		if (f->level > level)
 			continue;
 		if (!e || !(*cpu_leaf_reg(e, f->reg) >> f->bit & 1)) {
-			snprintf(missing + used, sizeof(missing) - used, "%s%s", used ? ", " : "",
-				 f->name);
+			if (unnamed || used + strlen(f->name) + 2 >= sizeof(missing))
+				unnamed++;
+			else
+				snprintf(missing + used, sizeof(missing) - used, "%s%s",
+					 used ? ", " : "", f->name);
 			continue;
 		}
 		e = cpu_leaf_add(l, f->function, f->index);
 		*cpu_leaf_reg(e, f->reg) |= 1u << f->bit;
 	}
+	char more[32] = "";
+
+	if (unnamed)
+		snprintf(more, sizeof(more), " and %u more", unnamed);
 	if (*missing)
 		return err_set(err, EINVAL,
-			       "this host cannot be x86-64-v%u, its processor or KVM lacks: %s",
-			       level, missing);
+			       "this host cannot be x86-64-v%u, its processor or KVM lacks: %s%s",
+			       level, missing, more);
 	return 0;
 }
 
