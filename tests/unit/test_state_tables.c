@@ -34,7 +34,8 @@ static void names(void **state)
 	const struct state_desc **all = state_tables();
 
 	for (unsigned i = 0; all[i]; i++) {
-		assert_ptr_equal(state_table_find(all[i]->name), all[i]); /* the first of its name */
+		assert_ptr_equal(state_table_find(all[i]->name),
+				 all[i]); /* the first of its name */
 		assert_true(strlen(all[i]->name) < sizeof(((struct device_state_part *)0)->table));
 	}
 	assert_null(state_table_find("nonsense"));
@@ -68,8 +69,8 @@ static void as_json(void **state)
 		assert_int_equal(json_object_object_length(o), count_fields(all[i]));
 		for (size_t f = 0; f < all[i]->count; f++)
 			if (all[i]->fields[f].type != STATE_TYPE_PAD)
-				assert_true(json_object_object_get_ex(
-					o, all[i]->fields[f].name, NULL));
+				assert_true(
+					json_object_object_get_ex(o, all[i]->fields[f].name, NULL));
 		json_object_put(o);
 		assert_null(state_to_json(all[i], b.data, b.len - 1, &err));
 		state_buf_fini(&b);
@@ -81,8 +82,10 @@ static void as_json(void **state)
 /* A part's bytes taken apart: what was put in comes out, and each cut is noticed. */
 static void device_sections(void **state)
 {
-	static const uint8_t whole[] = { 3, 0, 'r', 'n', 'g', 2, 0, /* type, parts */
-					 1, 0, 'a', 2, 0, 0, 0, 7, 8, 2, 0, 'b', 'c', 0, 0, 0, 0 };
+	static const uint8_t whole[] = {
+		3, 0, 'r', 'n', 'g', 2, 0, /* type, parts */
+		1, 0, 'a', 2,   0,   0, 0, 7, 8, 2, 0, 'b', 'c', 0, 0, 0, 0
+	};
 	struct device_state *s = calloc(1, sizeof(*s));
 	struct err err = { 0 };
 
@@ -162,7 +165,8 @@ static void documented(void **state)
 	const char *mark = strstr(page, "### header\n");
 
 	if (!mark || strcmp(mark, made))
-		fail_msg("docs/state-format.md is not what the tables say: make docs/state-format.md");
+		fail_msg("docs/state-format.md is not what the tables say: make "
+			 "docs/state-format.md");
 	free(made);
 	free(page);
 }
@@ -170,8 +174,8 @@ static void documented(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(complete), cmocka_unit_test(names),
-		cmocka_unit_test(as_json), cmocka_unit_test(device_sections),
+		cmocka_unit_test(complete),     cmocka_unit_test(names),
+		cmocka_unit_test(as_json),      cmocka_unit_test(device_sections),
 		cmocka_unit_test(of_a_machine), cmocka_unit_test(documented),
 	};
 
