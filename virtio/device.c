@@ -265,12 +265,21 @@ static void activate(struct virtio *v)
 /* State may have been loaded since: bring what is derived from it in line. */
 static void catch_up(struct virtio *v)
 {
+	bool loaded = has_status(v, VIRTIO_STATUS_DRIVER_OK) && !v->active;
+
 	if (has_status(v, VIRTIO_STATUS_FEATURES_OK))
 		negotiated(v);
-	if (has_status(v, VIRTIO_STATUS_DRIVER_OK) && !v->active)
+	if (loaded)
 		activate(v);
 	if (v->transport && v->transport->resume)
 		v->transport->resume(v);
+	/*
+	 * KVM may inject an interrupt a moment after its event was signalled, on a thread of its own: one
+	 * that had not arrived when the local APIC was saved is lost. One too many does no harm.
+	 */
+	for (unsigned i = 0; loaded && v->transport && i < v->nqueues; i++)
+		if (virtq_may_wait(&v->queues[i]))
+			v->transport->signal_queue(v, i);
 }
 
 static void resume_on_loop(void *arg)

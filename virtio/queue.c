@@ -339,6 +339,17 @@ bool virtq_flush(struct virtq *q)
 	return !gmem_load16(q->mem, used_event(q), &v) && (first || passed(v, r->next_used, old));
 }
 
+bool virtq_may_wait(const struct virtq *q)
+{
+	uint16_t v = 0;
+
+	if (!q->regs.ready || !q->regs.signalled_valid)
+		return false;
+	if (q->event_idx)
+		return !gmem_load16(q->mem, used_event(q), &v) && v != q->regs.next_used;
+	return !gmem_load16(q->mem, q->regs.driver, &v) && !(v & AVAIL_F_NO_INTERRUPT);
+}
+
 /* ---- kicks ---- */
 
 bool virtq_want_kick(struct virtq *q)

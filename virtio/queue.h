@@ -78,6 +78,12 @@ void virtq_push(struct virtq *q, uint16_t head, uint32_t written);
 /* Mark the first @written bytes of the chain's writable part dirty. */
 void virtq_mark_written(struct virtq *q, const struct virtq_chain *c, uint64_t written);
 
+/*
+ * After a load: might the driver wait for an interrupt that was on its way when the machine was saved?
+ * Not when it has told (EVENT_IDX) that it has seen everything, or that it wants none.
+ */
+bool virtq_may_wait(const struct virtq *q);
+
 /* Publish what was pushed; true if the driver wants an interrupt for it. Once a batch. */
 bool virtq_flush(struct virtq *q);
 

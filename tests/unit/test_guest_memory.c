@@ -560,6 +560,52 @@ static void test_start_stop(void **state)
 
 #define WITH_RAM(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
+/* A file's bytes, written only here; what is given back is zero and never the file's again. */
+static void test_file(void **state)
+{
+	struct err err = { 0 };
+	struct gmem *m = gmem_new(&err);
+	static uint8_t bytes[8 * 4096], page[4096];
+	uint8_t byte;
+	cleanup_fd int fd = memfd_create("ram", MFD_CLOEXEC);
+
+	for (size_t i = 0; i < sizeof(bytes); i++)
+		bytes[i] = (uint8_t)(i / 4096 + 1);
+	assert_int_equal(write(fd, bytes, sizeof(bytes)), sizeof(bytes));
+	assert_int_equal(gmem_add_file(m, 0, 4 * PAGE, fd, 0, &err), 0);
+	assert_int_equal(gmem_add_file(m, 64 * PAGE, 4 * PAGE, fd, 4 * PAGE, &err), 0);
+	assert_int_equal(gmem_read(m, 3 * PAGE, &byte, 1), 0);
+	assert_int_equal(byte, 4);
+	assert_int_equal(gmem_read(m, 64 * PAGE, &byte, 1), 0);
+	assert_int_equal(byte, 5);
+
+	assert_int_equal(gmem_write(m, PAGE + 7, "x", 1), 0);
+	assert_int_equal(gmem_discard(m, 2 * PAGE + 100, 2 * PAGE - 100), 0); /* a part, a whole */
+	assert_int_equal(gmem_read(m, 2 * PAGE, page, PAGE), 0);
+	for (size_t i = 0; i < PAGE; i++)
+		assert_int_equal(page[i], i < 100 ? 3 : 0);
+	assert_int_equal(gmem_read(m, 3 * PAGE, page, PAGE), 0);
+	for (size_t i = 0; i < PAGE; i++)
+		assert_int_equal(page[i], 0);
+	assert_int_equal(gmem_write(m, 3 * PAGE, "y", 1), 0);
+	assert_int_equal(gmem_read(m, 0, &byte, 1), 0);
+	assert_int_equal(byte, 1);
+
+	assert_int_equal(pread(fd, page, PAGE, PAGE), PAGE);
+	assert_memory_equal(page, bytes + PAGE, PAGE); /* the file is as it was */
+
+	assert_int_equal(gmem_add_file(m, 128 * PAGE, 4 * PAGE, fd, 5 * PAGE, &err), -ENODATA);
+	assert_int_equal(gmem_add_file(m, 128 * PAGE, PAGE, fd, UINT64_MAX - 4095, &err), -ENODATA);
+	assert_int_equal(gmem_add_file(m, 0, PAGE, fd, 0, &err), -EEXIST);
+	int p[2];
+
+	assert_int_equal(pipe(p), 0);
+	assert_int_equal(gmem_add_file(m, 128 * PAGE, PAGE, p[0], 0, &err), -EINVAL);
+	close(p[0]);
+	close(p[1]);
+	gmem_free(m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -575,6 +621,7 @@ int main(void)
 		cmocka_unit_test(test_borrowed),
 		cmocka_unit_test(test_load_fd),
 		cmocka_unit_test(test_placement),
+		cmocka_unit_test(test_file),
 		WITH_RAM(test_guards),
 		cmocka_unit_test(test_huge),
 		WITH_RAM(test_threads),

@@ -62,8 +62,7 @@ static const struct state_field small_fields[] = {
 	STATE_U32(7, struct small, x),
 	STATE_UINT_(9, struct small, y, 4, 1, STATE_OPTIONAL),
 };
-static const struct state_desc small_state =
-	STATE_DESC("small", struct small, small_fields, NULL);
+static const struct state_desc small_state = STATE_DESC("small", struct small, small_fields, NULL);
 
 static const struct outer sample = {
 	.big = 0x0102030405060708,
@@ -179,16 +178,16 @@ static void test_wire(void **state)
 {
 	static const uint8_t want[] = {
 		7, 0, 1, 0, 4, 0, 0, 0, 0x44, 0x33, 0x22, 0x11, /* mandatory */
-		9, 0, 0, 0, 4, 0, 0, 0, 1,    0,    0,	  0,	/* optional */
+		9, 0, 0, 0, 4, 0, 0, 0, 1,    0,    0,    0,    /* optional */
 	};
 	static const uint8_t want_inner[] = {
-		4,  0, 1, 0, 46, 0, 0, 0,			/* outer.in */
-		19, 0, 0, 0,					/* in[0] */
-		1,  0, 1, 0, 2,	 0, 0, 0, 1, 0,			/* a */
-		2,  0, 1, 0, 1,	 0, 0, 0, 2,			/* b */
-		19, 0, 0, 0,					/* in[1] */
-		1,  0, 1, 0, 2,	 0, 0, 0, 3, 0,			/* a */
-		2,  0, 1, 0, 1,	 0, 0, 0, 4,			/* b */
+		4,  0, 1, 0, 46, 0, 0, 0,       /* outer.in */
+		19, 0, 0, 0,                    /* in[0] */
+		1,  0, 1, 0, 2,  0, 0, 0, 1, 0, /* a */
+		2,  0, 1, 0, 1,  0, 0, 0, 2,    /* b */
+		19, 0, 0, 0,                    /* in[1] */
+		1,  0, 1, 0, 2,  0, 0, 0, 3, 0, /* a */
+		2,  0, 1, 0, 1,  0, 0, 0, 4,    /* b */
 	};
 	const struct small r = { 0x11223344, 1 };
 	struct state_buf b = { 0 };
@@ -328,8 +327,7 @@ static void test_elements(void **state)
 	static const struct state_field one_field[] = {
 		STATE_TABLE(4, struct outer, in, 2, &inner_state),
 	};
-	static const struct state_desc d =
-		STATE_DESC("outer", struct outer, one_field, NULL);
+	static const struct state_desc d = STATE_DESC("outer", struct outer, one_field, NULL);
 	struct state_buf b = { 0 };
 	struct outer r = { 0 };
 	struct err err = { 0 };
@@ -351,14 +349,58 @@ static void test_elements(void **state)
 	state_buf_fini(&b);
 }
 
+struct sparse {
+	uint32_t list[6];
+	uint8_t bytes[5];
+	uint8_t pad[3];
+};
+
+/* Zeroes at the end are not sent, and are zeroes when they come back, whatever was there. */
+static void test_trimmed(void **state)
+{
+	static const struct state_field fields[] = {
+		STATE_U32_TRIM(1, struct sparse, list, 6),
+		STATE_U8_TRIM(2, struct sparse, bytes, 5),
+		STATE_PAD(struct sparse, pad),
+	};
+	static const struct state_desc d = STATE_DESC("sparse", struct sparse, fields, NULL);
+	struct sparse some = { .list = { 0, 7, 0x100 } }, full, back;
+	struct state_buf b = { 0 };
+	struct err err = { 0 };
+
+	state_check_complete(&d, sizeof(struct sparse));
+	assert_int_equal(state_save(&d, &some, &b), 0);
+	assert_int_equal(b.len, 8 + 12 + 8);
+	memset(&back, 0xee, sizeof(back));
+	memset(back.pad, 0, sizeof(back.pad));
+	assert_int_equal(state_load(&d, &back, NULL, b.data, b.len, &err), 0);
+	assert_memory_equal(&back, &some, sizeof(some));
+	b.len = 0;
+	memset(&full, 0x11, sizeof(full));
+	assert_int_equal(state_save(&d, &full, &b), 0);
+	assert_int_equal(b.len, 8 + 24 + 8 + 5);
+
+	/* not whole elements; more than there are */
+	uint32_t len = 23;
+
+	memcpy(b.data + 4, &len, 4);
+	assert_int_equal(state_load(&d, &back, NULL, b.data, 8 + 23, &err), -EINVAL);
+	assert_non_null(strstr(err.msg, "sparse.list: 23 bytes"));
+	len = 28;
+	memcpy(b.data + 4, &len, 4);
+	assert_int_equal(state_load(&d, &back, NULL, b.data, 8 + 28, &err), -EINVAL);
+	state_buf_fini(&b);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_complete),  cmocka_unit_test(test_round_trip),
-		cmocka_unit_test(test_wire),	  cmocka_unit_test(test_unknown),
-		cmocka_unit_test(test_refused),	  cmocka_unit_test(test_truncated),
-		cmocka_unit_test(test_flipped),	  cmocka_unit_test(test_validate),
-		cmocka_unit_test(test_elements),  cmocka_unit_test(test_check_finds),
+		cmocka_unit_test(test_complete), cmocka_unit_test(test_round_trip),
+		cmocka_unit_test(test_wire),     cmocka_unit_test(test_unknown),
+		cmocka_unit_test(test_refused),  cmocka_unit_test(test_truncated),
+		cmocka_unit_test(test_flipped),  cmocka_unit_test(test_validate),
+		cmocka_unit_test(test_elements), cmocka_unit_test(test_check_finds),
+		cmocka_unit_test(test_trimmed),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -778,6 +778,44 @@ static void saved_and_continued_elsewhere(void **state)
 	other->v.dev.ops->free(&other->v.dev);
 }
 
+/* Signals of a loaded device whose driver's last word on interrupts is @word; served before: one. */
+static unsigned signals_after_load(struct fixture *f, uint64_t features, uint16_t word)
+{
+	struct toy *other = toy_new(f->ram.mem, f->loop, QUEUES, SIZE, CONFIG_LEN);
+	unsigned signals;
+
+	other->v.transport = &toy_transport;
+	start(f, features);
+	post(f, 0);
+	vd_kick(f->v, &f->d[0]);
+	poll_all(f);
+	f->v->dev.ops->quiesce(&f->v->dev);
+	if (features & VIRTIO_F_EVENT_IDX)
+		vd_used_event(&f->d[0], word);
+	else
+		vd_no_interrupt(&f->d[0], word);
+	load_all(f->v, &other->v);
+	other->v.dev.ops->resume(&other->v.dev);
+	signals = other->queue_signals;
+	other->v.dev.ops->quiesce(&other->v.dev);
+	other->v.dev.ops->resume(&other->v.dev); /* a pause is no load */
+	assert_int_equal(other->queue_signals, signals);
+	other->v.dev.ops->free(&other->v.dev);
+	f->v->dev.ops->reset(&f->v->dev);
+	f->v->dev.ops->resume(&f->v->dev);
+	return signals;
+}
+
+static void an_interrupt_on_its_way_is_not_lost(void **state)
+{
+	struct fixture *f = *state;
+
+	assert_int_equal(signals_after_load(f, 0, 0), 1);
+	assert_int_equal(signals_after_load(f, 0, 1), 0); /* it wants none */
+	assert_int_equal(signals_after_load(f, VIRTIO_F_EVENT_IDX, 0), 1);
+	assert_int_equal(signals_after_load(f, VIRTIO_F_EVENT_IDX, 1), 0); /* has seen it */
+}
+
 static void state_is_complete(void **state)
 {
 	state_check_complete(&virtio_state, sizeof(struct virtio_regs));
@@ -950,6 +988,7 @@ int main(void)
 		T(quiesce_publishes),
 		T(quiesce_of_an_idle_device),
 		T(saved_and_continued_elsewhere),
+		T(an_interrupt_on_its_way_is_not_lost),
 		cmocka_unit_test(state_is_complete),
 		T(state_is_validated),
 		T(init_refuses_nonsense),
