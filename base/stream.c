@@ -255,8 +255,9 @@ static ssize_t read_some(struct stream *s, void *to, size_t len, struct err *err
 
 	if (s->fd < 0) {
 		got = len < s->in_len ? len : s->in_len;
-		if (got)
-			memcpy(to, s->in, got);
+		if (!got)
+			return 0;
+		memcpy(to, s->in, got);
 		s->in += got;
 		s->in_len -= got;
 		s->bytes += got;
@@ -329,6 +330,9 @@ static int read_payload(struct stream *s, uint64_t len, const uint8_t **data, st
 	if (s->fd < 0) {
 		if (len > s->in_len)
 			return ended_within(s, err);
+		*data = (const uint8_t *)""; /* NULL is for bulk */
+		if (!len)
+			return 0;
 		*data = s->in;
 		s->in += len;
 		s->in_len -= len;
@@ -348,7 +352,7 @@ static int read_payload(struct stream *s, uint64_t len, const uint8_t **data, st
 			return rc;
 		s->len += piece;
 	}
-	*data = s->buf;
+	*data = len ? s->buf : (const uint8_t *)"";
 	return 0;
 }
 

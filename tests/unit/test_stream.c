@@ -49,6 +49,7 @@ static void check_all(struct stream *r)
 	assert_memory_equal(got.data, "12345", 5);
 	assert_int_equal(stream_get(r, &got, &err), 1);
 	assert_int_equal(got.flags, STREAM_OPTIONAL);
+	assert_non_null(got.data); /* empty, and not bulk */
 	assert_string_equal(got.name, "");
 	assert_int_equal(got.len, 0);
 	assert_int_equal(stream_get(r, &got, &err), 1);
