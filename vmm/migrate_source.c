@@ -346,7 +346,10 @@ static int await_running(struct migrate *m, struct err *err)
 
 	while (!ready && now_ns() < end) {
 		ready = readable(m, LOOK_MS);
-		seen = seen || (m->locks_decide && target_has_disks(m));
+		if (!seen && m->locks_decide && target_has_disks(m)) {
+			log_debug("migration: the target has the disks");
+			seen = true;
+		}
 	}
 	if (ready && !migrate_get_reply(m->in, &r, err) && r.what == MIGRATE_RUNNING)
 		return 0;

@@ -106,11 +106,13 @@ int ram_receive_round(struct gmem *mem, struct stream *in, uint32_t round,
 			return err_set(err, ENODATA, "it ends within round %u of guest RAM", round);
 		if (rc < 0)
 			return rc;
-		if (s.type == SECTION_ROUND_END)
+		bool bulk = s.flags & STREAM_BULK;
+
+		if (s.type == SECTION_ROUND_END && !bulk)
 			return receive_end(&s, round, end, err);
-		if (s.type == SECTION_RAM_DATA && s.flags & STREAM_BULK)
+		if (s.type == SECTION_RAM_DATA && bulk)
 			rc = receive_data(mem, in, s.len, err);
-		else if (s.type == SECTION_RAM_ZERO && !(s.flags & STREAM_BULK))
+		else if (s.type == SECTION_RAM_ZERO && !bulk)
 			rc = receive_zero(mem, &s, round, err);
 		else if (!(s.flags & STREAM_OPTIONAL))
 			rc = err_set(err, EPROTO, "a section of type %u within guest RAM", s.type);

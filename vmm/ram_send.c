@@ -223,12 +223,14 @@ static bool take(struct ram_sender *s, unsigned *region, uint64_t *first, uint64
 	return found;
 }
 
-/* On the caller's thread, between runs. */
-static int look_up(struct connection *c)
+/* Between runs: tell, and is there a reason to stop? */
+static int look_up(struct connection *c, unsigned runs)
 {
 	struct ram_sender *s = c->s;
 
-	if (c != s->c)
+	if (cancelled(s))
+		return err_set(&c->err, ECANCELED, "cancelled");
+	if (c != s->c || runs % 8)
 		return 0;
 	s->progress->sent = ram_sent(s);
 	s->progress->remaining = dirty_pages(s->o.dirty) * PAGE;
@@ -238,36 +240,35 @@ static int look_up(struct connection *c)
 	return 0;
 }
 
+static int send_all(struct connection *c)
+{
+	int rc = send_data(c);
+
+	return rc ? rc : send_zero(c);
+}
+
 /* One connection's share of a round. */
 static void share(struct connection *c)
 {
 	struct ram_sender *s = c->s;
 	uint64_t first, count;
 	unsigned region, before = 0, runs = 0;
-	int rc = 0;
+	int rc;
 
 	c->send_ns = 0;
-	while (!rc && take(s, &region, &first, &count)) {
-		if (region != before) {
-			/* Regions may adjoin, a range must not reach from one into the next. */
-			rc = send_data(c);
-			if (!rc)
-				rc = send_zero(c);
-			before = region;
-		}
+	while (!(rc = look_up(c, runs++)) && !atomic_load(&s->failed)) {
+		if (!take(s, &region, &first, &count))
+			break;
+		/* Regions may adjoin, a range must not reach from one into the next. */
+		rc = region != before ? send_all(c) : 0;
+		before = region;
 		if (!rc)
 			rc = add_run(c, region, first, count);
-		if (!rc && runs++ % 8 == 0)
-			rc = look_up(c);
-		if (!rc && cancelled(s))
-			rc = err_set(&c->err, ECANCELED, "cancelled");
-		if (atomic_load(&s->failed))
+		if (rc)
 			break;
 	}
 	if (!rc)
-		rc = send_data(c);
-	if (!rc)
-		rc = send_zero(c);
+		rc = send_all(c);
 	if (!rc && !atomic_load(&s->failed))
 		rc = send_end(c);
 	c->rc = rc;

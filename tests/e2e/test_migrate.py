@@ -283,13 +283,13 @@ def test_cut_without_a_judge(kind, tmp_path):
 def test_target_killed(kind, tmp_path):
     """Before it owns the machine, the source runs on. After, the source must not."""
     hold = Hold(kind)
-    with source(make_disk(tmp_path / "disk")) as m, Target(tmp_path) as t, \
-            Proxy(tmp_path, t.address, hold) as proxy:
+    with source(make_disk(tmp_path / "disk"), "--log-level", "debug") as m, \
+            Target(tmp_path) as t, Proxy(tmp_path, t.address, hold) as proxy:
         with Migrating(m, proxy.address) as moving:
             hold.wait()
             if kind == "running":
-                # Until the source has had a look: it looks every millisecond.
-                m.err.wait_for(lambda data: None, 0.3)
+                looked = b"the target has the disks"
+                assert m.err.wait_for(lambda data: True if looked in data else None, TIMEOUT)
             t.process.kill()
             t.process.wait()
             hold.release("cut")

@@ -514,6 +514,60 @@ static void test_receive_keeps_failing(void **state)
 	rig_free(r);
 }
 
+/* ---- announcements ---- */
+
+/* The guest is asked if it can be; a frame goes out anyway, again and again, a few times. */
+static void announce(uint64_t features, bool asked)
+{
+	struct rig *r = rig_new(RIG_LOOP, 1, 64);
+	uint8_t got[NET_FRAME_MAX], config[8];
+	unsigned frames = 0;
+
+	rig_start(r, features, 64);
+	virtio_net_announce(&r->v->dev);
+	virtio_read_config(r->v, 0, config, sizeof(config));
+	assert_int_equal(config[6], asked ? 3 : 1);
+	assert_int_equal(r->config_signals, asked ? 1 : 0);
+	while (frames < 5) {
+		ssize_t n = rig_far_receive(r, 0, got);
+
+		if (n < 0) {
+			loop_poll(r->loop, 10000);
+			continue;
+		}
+		frames++;
+		assert_int_equal(n, NET_VNET_HDR_LEN + 60);
+		assert_memory_equal(got + NET_VNET_HDR_LEN, "\xff\xff\xff\xff\xff\xff", 6);
+		assert_memory_equal(got + NET_VNET_HDR_LEN + 6, rig_mac, 6);
+		assert_memory_equal(got + NET_VNET_HDR_LEN + 12, "\x80\x35", 2);
+	}
+	if (asked)
+		assert_int_equal(CMD(r, 2, "\3\0"), VIRTIO_NET_OK);
+	virtio_read_config(r->v, 0, config, sizeof(config));
+	assert_int_equal(config[6], 1);
+	rig_free(r);
+}
+
+static void test_announce(void **state)
+{
+	announce(ALL, true);
+	announce(~NET_F(GUEST_ANNOUNCE), false);
+}
+
+/* Freed in the middle of it, and reset: the request to the guest is gone with its driver. */
+static void test_announce_ends(void **state)
+{
+	struct rig *r = rig_new(RIG_LOOP, 1, 64);
+	uint8_t config[8];
+
+	rig_start(r, ALL, 64);
+	virtio_net_announce(&r->v->dev);
+	rig_reset(r);
+	virtio_read_config(r->v, 0, config, sizeof(config));
+	assert_int_equal(config[6], 1);
+	rig_free(r);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -521,6 +575,8 @@ int main(void)
 		cmocka_unit_test(test_control_bad),
 		cmocka_unit_test(test_broken_is_silent),
 		cmocka_unit_test(test_control_features),
+		cmocka_unit_test(test_announce),
+		cmocka_unit_test(test_announce_ends),
 		cmocka_unit_test(test_offloads),
 		cmocka_unit_test(test_multiqueue),
 		cmocka_unit_test(test_reset),
