@@ -193,7 +193,9 @@ static void run(struct vm *vm)
 		if (vm->devices[i]->ops->resume)
 			vm->devices[i]->ops->resume(vm->devices[i]);
 	}
-	vcpus_resume(&vm->vcpus);
+	/* A guest that has asked for its end stays where it is: on_request() comes next. */
+	if (atomic_load(&vm->power) == VM_POWER_NONE)
+		vcpus_resume(&vm->vcpus);
 }
 
 int vm_start(struct vm *vm, struct err *err)
