@@ -48,8 +48,7 @@ static const struct state_field ged_fields[] = {
 	STATE_U32(1, struct ged_regs, events),
 	STATE_U32(2, struct ged_regs, sleep_control),
 };
-const struct state_desc ged_state =
-	STATE_DESC("ged", struct ged_regs, ged_fields, ged_validate);
+const struct state_desc ged_state = STATE_DESC("ged", struct ged_regs, ged_fields, ged_validate);
 
 static struct ged *of(struct device *d)
 {

@@ -81,7 +81,7 @@ enum boot_flat_mode { BOOT_FLAT_NONE = 0, BOOT_FLAT_16 = 16, BOOT_FLAT_32 = 32, 
 struct boot_files {
 	const char *kernel;
 	const char *initrd;       /* NULL: none */
-	const char *format;	  /* "bzImage", "PVH", "multiboot": nothing else; NULL: find out */
+	const char *format;       /* "bzImage", "PVH", "multiboot": nothing else; NULL: find out */
 	enum boot_flat_mode flat; /* not NONE: @kernel is raw code, whatever it looks like */
 	gpa_t flat_addr;          /* loaded and entered here */
 };
@@ -133,8 +133,8 @@ int arch_vm_reset(int vm_fd, struct err *err);
  * Routes of the wired GSIs (0 to ARCH_GSI_MSI - 1) for KVM_SET_GSI_ROUTING, which takes the whole
  * table at once; MSIs are numbered from ARCH_GSI_MSI. Returns how many of @e were filled.
  */
-#define ARCH_GSI_MSI      24
-#define ARCH_GSI_ROUTES   48 /* entries arch_gsi_routes() needs at most */
+#define ARCH_GSI_MSI    24
+#define ARCH_GSI_ROUTES 48 /* entries arch_gsi_routes() needs at most */
 unsigned arch_gsi_routes(struct kvm_irq_routing_entry *e, unsigned room);
 
 /* Once after KVM_CREATE_VCPU: features and topology. Ends with arch_vcpu_reset(). */
@@ -165,8 +165,8 @@ struct arch_cpu *arch_cpu_load(int kvm_fd, unsigned ncpus, const void *data, siz
 /* The vCPU's registers. It is parked; loading comes after arch_vcpu_init() and the clock. */
 int arch_vcpu_save(int vcpu_fd, const struct arch_cpu *c, unsigned index, struct state_buf *out,
 		   struct err *err);
-int arch_vcpu_load(int vcpu_fd, const struct arch_cpu *c, uint64_t elapsed_ns,
-		   const void *data, size_t len, struct err *err);
+int arch_vcpu_load(int vcpu_fd, const struct arch_cpu *c, uint64_t elapsed_ns, const void *data,
+		   size_t len, struct err *err);
 
 /* Interrupt controllers and timer in the kernel. */
 int arch_chips_save(int vm_fd, struct state_buf *out, struct err *err);
@@ -194,12 +194,13 @@ enum arch_host_kind {
 struct arch_probe {
 	enum arch_host_kind kind;
 	double ns_per_insn; /* in the guest's kernel mode, time to leave the guest included */
-	char missing[128];  /* instructions of a kernel that KVM fails at, "int3, xrstor"; "": none */
+	char missing
+		[128]; /* instructions of a kernel that KVM fails at, "int3, xrstor"; "": none */
 };
 
 /* A KVM capability that is good to have. */
 struct arch_extra {
-	int cap, other; /* either will do; 0: no other */
+	int cap, other;                  /* either will do; 0: no other */
 	const char *key, *what, *advice; /* advice NULL: nothing is lost without */
 };
 const struct arch_extra *arch_host_extras(void); /* this architecture's; ended by a NULL key */

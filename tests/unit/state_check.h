@@ -27,8 +27,8 @@
 
 #define STATE_CHECK_WHY 256
 
-__attribute__((format(printf, 2, 3))) static inline bool state_check_no_(char *why,
-									 const char *fmt, ...)
+__attribute__((format(printf, 2, 3))) static inline bool state_check_no_(char *why, const char *fmt,
+									 ...)
 {
 	va_list ap;
 
@@ -44,12 +44,13 @@ static inline bool state_check_row_(const struct state_desc *d, size_t row, char
 	const size_t end = f->offset + f->elem * f->count;
 
 	if (!f->elem || !f->count || end > d->size)
-		return state_check_no_(why, "%s.%s: does not lie inside the struct", d->name, f->name);
+		return state_check_no_(why, "%s.%s: does not lie inside the struct", d->name,
+				       f->name);
 	if (!f->id != (f->type == STATE_TYPE_PAD))
 		return state_check_no_(why, "%s.%s: id %u", d->name, f->name, f->id);
 	if (f->type == STATE_TYPE_TABLE && (!f->sub || f->sub->size != f->elem))
-		return state_check_no_(why, "%s.%s: is not an array of its sub-table's struct", d->name,
-				       f->name);
+		return state_check_no_(why, "%s.%s: is not an array of its sub-table's struct",
+				       d->name, f->name);
 	for (size_t i = 0; i < row; i++) {
 		const struct state_field *o = &d->fields[i];
 
@@ -57,7 +58,8 @@ static inline bool state_check_row_(const struct state_desc *d, size_t row, char
 			return state_check_no_(why, "%s: %s and %s have id %u", d->name, o->name,
 					       f->name, f->id);
 		if (f->offset < o->offset + o->elem * o->count && o->offset < end)
-			return state_check_no_(why, "%s: %s and %s overlap", d->name, o->name, f->name);
+			return state_check_no_(why, "%s: %s and %s overlap", d->name, o->name,
+					       f->name);
 	}
 	return true;
 }
@@ -134,8 +136,8 @@ static inline bool state_check(const struct state_desc *d, size_t regs_size, cha
 	if (!good)
 		state_check_no_(why, "%s: no memory", d->name);
 	else if (d->size != regs_size)
-		good = state_check_no_(why, "%s: the struct has %zu bytes, the table says %zu", d->name,
-				       regs_size, d->size);
+		good = state_check_no_(why, "%s: the struct has %zu bytes, the table says %zu",
+				       d->name, regs_size, d->size);
 	good = good && state_check_rows_(d, pad, why) &&
 	       state_check_bytes_(d, regs, regs + regs_size, pad, why);
 	free(pad);

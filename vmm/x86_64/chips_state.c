@@ -15,16 +15,16 @@ _Static_assert(sizeof(struct pic_regs) == sizeof(struct kvm_pic_state), "all of 
 static const uint32_t pic_ids[2] = { KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE };
 
 /* Both ways in one list, so that neither can forget a field. */
-#define PIC_FIELDS(X)                                                               \
-	X(last_irr)                                                                 \
-	X(irr) X(imr) X(isr) X(priority_add) X(irq_base) X(read_reg_select) X(poll) \
-		X(special_mask) X(init_state) X(auto_eoi) X(rotate_on_auto_eoi)     \
-			X(special_fully_nested_mode) X(init4) X(elcr) X(elcr_mask)
-#define PIT_FIELDS(X)                                                                        \
-	X(count_load_time)                                                                   \
-	X(count) X(latched_count) X(count_latched) X(status_latched) X(status) X(read_state) \
-		X(write_state) X(write_latch) X(rw_mode) X(mode) X(bcd) X(gate)
+/* clang-format off */
+#define PIC_FIELDS(X)                                                                              \
+	X(last_irr) X(irr) X(imr) X(isr) X(priority_add) X(irq_base) X(read_reg_select) X(poll)    \
+	X(special_mask) X(init_state) X(auto_eoi) X(rotate_on_auto_eoi)                            \
+	X(special_fully_nested_mode) X(init4) X(elcr) X(elcr_mask)
+#define PIT_FIELDS(X)                                                                              \
+	X(count_load_time) X(count) X(latched_count) X(count_latched) X(status_latched) X(status)  \
+	X(read_state) X(write_state) X(write_latch) X(rw_mode) X(mode) X(bcd) X(gate)
 #define COPY(f) to->f = from->f;
+/* clang-format on */
 
 static void pic_from_kvm(struct pic_regs *to, const struct kvm_pic_state *from)
 {

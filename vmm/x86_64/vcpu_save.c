@@ -37,37 +37,31 @@ static int set(int fd, unsigned long request, const void *arg, const char *what,
 }
 
 /* Both ways of each struct in one list, so that neither can forget a field. */
-#define GENERAL(X)                                                                               \
-	X(rax)                                                                                   \
-	X(rbx) X(rcx) X(rdx) X(rsi) X(rdi) X(rsp) X(rbp) X(r8) X(r9) X(r10) X(r11) X(r12) X(r13) \
-		X(r14) X(r15) X(rip) X(rflags)
+/* clang-format off */
+#define GENERAL(X)                                                                                 \
+	X(rax) X(rbx) X(rcx) X(rdx) X(rsi) X(rdi) X(rsp) X(rbp) X(r8) X(r9) X(r10) X(r11) X(r12)   \
+	X(r13) X(r14) X(r15) X(rip) X(rflags)
 #define SEGMENTS(X) X(cs) X(ds) X(es) X(fs) X(gs) X(ss) X(tr) X(ldt)
 #define CONTROL(X)  X(cr0) X(cr2) X(cr3) X(cr4) X(cr8) X(efer) X(apic_base)
-#define SEGMENT(X) \
-	X(base)    \
-	X(limit) X(selector) X(type) X(present) X(dpl) X(db) X(s) X(l) X(g) X(avl) X(unusable)
+#define SEGMENT(X)                                                                                 \
+	X(base) X(limit) X(selector) X(type) X(present) X(dpl) X(db) X(s) X(l) X(g) X(avl)         \
+	X(unusable)
 #define EVENTS(X)                                                                                  \
-	X(exception_payload, exception_payload)                                                    \
-	X(exception_error_code, exception.error_code) X(sipi_vector, sipi_vector)                  \
-		X(exception_injected, exception.injected) X(exception_nr, exception.nr) X(         \
-			exception_has_error_code, exception.has_error_code) X(exception_pending,   \
-									      exception.pending)   \
-			X(exception_has_payload, exception_has_payload) X(interrupt_injected,      \
-									  interrupt.injected)      \
-				X(interrupt_nr, interrupt.nr) X(interrupt_soft, interrupt.soft) X( \
-					interrupt_shadow, interrupt.shadow) X(nmi_injected,        \
-									      nmi.injected)        \
-					X(nmi_pending, nmi.pending) X(nmi_masked, nmi.masked)      \
-						X(smi_smm, smi.smm) X(smi_pending, smi.pending)    \
-							X(smi_inside_nmi, smi.smm_inside_nmi)      \
-								X(smi_latched_init,                \
-								  smi.latched_init)                \
-									X(triple_fault_pending,    \
-									  triple_fault.pending)
+	X(exception_payload, exception_payload) X(exception_error_code, exception.error_code)      \
+	X(exception_injected, exception.injected) X(exception_nr, exception.nr)                    \
+	X(exception_has_error_code, exception.has_error_code)                                      \
+	X(exception_pending, exception.pending) X(exception_has_payload, exception_has_payload)    \
+	X(interrupt_injected, interrupt.injected) X(interrupt_nr, interrupt.nr)                    \
+	X(interrupt_soft, interrupt.soft) X(interrupt_shadow, interrupt.shadow)                    \
+	X(nmi_injected, nmi.injected) X(nmi_pending, nmi.pending) X(nmi_masked, nmi.masked)        \
+	X(smi_smm, smi.smm) X(smi_pending, smi.pending) X(smi_inside_nmi, smi.smm_inside_nmi)      \
+	X(smi_latched_init, smi.latched_init) X(triple_fault_pending, triple_fault.pending)        \
+	X(sipi_vector, sipi_vector)
 
 #define COPY(f)          to->f = from->f;
 #define COPY_FROM(f, kf) to->f = from->kf;
 #define COPY_TO(f, kf)   to->kf = from->f;
+/* clang-format on */
 
 static void segment_from_kvm(struct segment_regs *to, const struct kvm_segment *from)
 {
