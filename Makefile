@@ -19,7 +19,7 @@ PYTHON := /usr/bin/python3
 SHIM := containerd-shim-coracle-v2
 
 # What is linked, and where pkg-config finds it. tools/setup installs the same packages.
-PKGS := json-c liburing libseccomp libcap libpsx libnl-3.0 libnl-route-3.0 libprotobuf-c
+PKGS := json-c liburing libseccomp libpsx libnl-3.0 libnl-route-3.0 libprotobuf-c
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -pthread
 SHIM_LIBS := $(shell pkg-config --libs json-c libnl-3.0 libnl-route-3.0 libprotobuf-c 2>/dev/null) \

@@ -14,6 +14,7 @@
  * the process's user may remove. Landlock on top would narrow that to the sockets' directories.
  */
 #include <asm/ioctls.h>
+#include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/if_tun.h>
 #include <malloc.h>
@@ -22,7 +23,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/capability.h>
 #include <sys/prctl.h>
 #include <sys/psx_syscall.h>
 #include <sys/syscall.h>
@@ -108,17 +108,18 @@ static void on_refused(int sig, siginfo_t *info, void *context)
 	_exit(128 + SIGSYS);
 }
 
+/*
+ * In every thread: capabilities are each thread's own, and the I/O threads run already. cap_set_proc() does
+ * so only if the dynamic linker happens to look into libpsx before it looks into libcap.
+ */
 static int drop_capabilities(struct err *err)
 {
-	cap_t none = cap_init();
+	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = { 0 };
 
-	if (!none)
-		return err_set(err, ENOMEM, "out of memory for the capability set");
-	/* Linked with libpsx, which does it in every thread. */
-	int rc = cap_set_proc(none) ? errno : 0;
-
-	cap_free(none);
-	return rc ? err_set_sys(err, rc, "cannot drop capabilities") : 0;
+	if (psx_syscall(SYS_capset, (long)&head, (long)none) < 0)
+		return err_set_sys(err, errno, "cannot drop capabilities");
+	return 0;
 }
 
 /*
