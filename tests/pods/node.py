@@ -96,6 +96,7 @@ class Node:
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="coracle-pods-"))
         self.name = "ct" + uuid.uuid4().hex[:6]  # of the bridge and the cgroup
         self.process = self.cri = None
+        self.shim = BUILD / SHIM
         self.images = set()
         self.config = {"vmm": str(BUILD / "coracle"), "kernel": str(guest("hello")),
                        "memory": "64M", "log-level": "debug", **config}

@@ -1,0 +1,326 @@
+"""test_failures.py - whatever is killed, at whichever step: nothing may be left, and nobody hangs
+
+Where something is killed "at every step", the moments are spread over the time the whole takes. None
+of them decides the verdict: after each, everything is removed and what is left is looked for.
+"""
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+import cri
+from node import SHIM, TIMEOUT, Node, Pod, guest, ours, until, why_not
+from ttrpc import Client, field, frame, request
+
+MIB = 1 << 20
+ROOT = "/dev/rootdisk"
+
+
+def kernel(node, name, cmdline=""):
+    node.configure(kernel=str(guest(name)), cmdline=cmdline)
+
+
+def daemons(node):
+    """The shims themselves, without the pods' own processes."""
+    out = []
+    for pid in ours(SHIM, node):
+        with contextlib.suppress(OSError):  # it may just have ended
+            if pathlib.Path(f"/proc/{pid}/comm").read_text().strip() == "coracle-shim":
+                out.append(pid)
+    return out
+
+
+def kill(pids):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def running(node, pods, device):
+    """A pod whose machine stays until it is told to end."""
+    kernel(node, "poweroff", "button")
+    pod = pods().start(devices=[(ROOT, device())])
+    pod.line("ready")
+    return pod
+
+
+# ---- something dies under a running pod ----
+
+def test_machine_killed(node, running):
+    kill([running.pid()])
+    status = running.ended()
+    assert status.exit_code == 137
+    assert "coracle: the machine's process was killed by signal 9" in running.log()
+    running.remove_container()
+    left = node.leftovers()
+    assert not left["machines"] and not left["state files"] and not left["mounts"]
+
+
+def test_shim_killed(node, running):
+    machine = running.pid()
+    kill(daemons(node))
+    running.ended()
+    until("the machine has died with its shim", lambda: machine not in ours("coracle", node))
+    running.remove()
+    node.check_clean()
+
+
+def test_pods_own_process_killed(node, running):
+    kill(set(ours(SHIM, node)) - set(daemons(node)))
+    until("the pod is not ready", lambda: node.cri(
+        "PodSandboxStatus", pod_sandbox_id=running.id).status.state == 1)
+    running.remove()
+    node.check_clean()
+
+
+def test_containerd_restarted(node, running):
+    shim, machine = daemons(node), running.pid()
+    node.kill()
+    node.start()
+    assert daemons(node) == shim and running.pid() == machine
+    assert running.status().state == 1
+    running.stop(timeout=int(TIMEOUT))
+    assert running.ended().exit_code == 0
+    assert "ok button" in running.log()
+
+
+def test_machine_ends_while_containerd_is_away(node, running):
+    machine = running.pid()
+    node.kill()
+    kill([machine])
+    until("the machine has gone", lambda: machine not in ours("coracle", node))
+    node.start()
+    assert running.ended().exit_code == 137
+
+
+def test_exit_is_told_to_a_containerd_that_is_back(node, running):
+    """The event waits for containerd: whoever listens there hears of it."""
+    machine = running.pid()
+    node.process.send_signal(signal.SIGSTOP)
+    kill([machine])
+    until("the machine has gone", lambda: machine not in ours("coracle", node))
+    node.process.send_signal(signal.SIGCONT)
+    assert running.ended().exit_code == 137
+
+
+def test_out_of_memory(node, pods, device):
+    """The pod's group is too small for what the guest touches."""
+    group = pathlib.Path(f"/sys/fs/cgroup/memory/{node.name}")
+    if not group.parent.exists():
+        pytest.skip("control groups of version 2: see the lab")
+    kernel(node, "churn", "pages=40000")
+    pod = pods().create(devices=[(ROOT, device())], memory=256 * MIB)
+    (group / "memory.limit_in_bytes").write_text(str(48 * MIB))
+    try:
+        pod.start()
+        status = pod.ended()
+        assert (status.exit_code, status.reason) == (137, "OOMKilled"), status
+    finally:
+        (group / "memory.limit_in_bytes").write_text("-1")
+
+
+def test_no_kvm(node, pods, device, tmp_path):
+    script = tmp_path / "coracle"
+    script.write_text("#!/bin/sh\nexec unshare -m sh -c 'mount --bind /dev/null /dev/kvm && "
+                      f"exec {node.config['vmm']} \"$@\"' coracle \"$@\"\n")
+    script.chmod(0o755)
+    vmm = node.config["vmm"]
+    pod = pods()
+    try:
+        node.configure(vmm=str(script))
+        with pytest.raises(cri.Refused, match="/dev/kvm"):
+            pod.start(devices=[(ROOT, device())])
+    finally:
+        node.configure(vmm=vmm)
+
+
+def test_kubelet_asks_twice(node, running):
+    with pytest.raises(cri.Refused):
+        node.cri("StartContainer", container_id=running.container)
+    assert running.status().state == 1
+    running.stop()
+    running.stop()
+    node.cri("StopPodSandbox", pod_sandbox_id=running.id)
+    node.cri("StopPodSandbox", pod_sandbox_id=running.id)
+    node.cri("RemovePodSandbox", pod_sandbox_id=running.id)
+    node.cri("RemovePodSandbox", pod_sandbox_id=running.id)
+    running.id = None
+
+
+def test_delete_again_by_hand(node, running):
+    """containerd may run `delete` any time, for anything: a sibling's machine must not die of it."""
+    bundle = node.dir / "state/io.containerd.runtime.v2.task/k8s.io" / running.container
+    gone = subprocess.run([str(node.shim), "-namespace", "k8s.io", "-address",
+                           str(node.dir / "containerd.sock"), "-id", "nobody", "delete"],
+                          cwd=node.dir, capture_output=True, check=True, timeout=TIMEOUT)
+    assert gone.stdout and not gone.stderr
+    assert bundle.exists() and running.status().state == 1
+
+
+# ---- something dies at every step ----
+
+def remove_all(node):
+    for pod in node.cri("ListPodSandbox").items:
+        node.cri("StopPodSandbox", pod_sandbox_id=pod.id)
+        node.cri("RemovePodSandbox", pod_sandbox_id=pod.id)
+
+
+def start_pod(node, disk):
+    """From nothing to a running machine, in a thread of its own; errors are expected."""
+    pod = Pod(node)
+
+    def run():
+        with contextlib.suppress(cri.Refused):
+            pod.run().start(devices=[(ROOT, disk)])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return pod, thread
+
+
+STEPS = [i * 0.02 for i in range(18)]
+
+
+@pytest.fixture
+def steps(node, device):
+    kernel(node, "hello", "exit=halt")
+    yield device()
+    remove_all(node)
+    node.check_clean()
+
+
+@pytest.mark.parametrize("after", STEPS)
+def test_shim_killed_during_start(node, steps, after):
+    _, thread = start_pod(node, steps)
+    until("there is a shim", lambda: daemons(node) or not thread.is_alive())
+    time.sleep(after)
+    kill(daemons(node))
+    thread.join()
+    remove_all(node)
+    node.check_clean()
+
+
+@pytest.mark.parametrize("after", STEPS[:6])
+def test_machine_killed_during_start(node, steps, after):
+    _, thread = start_pod(node, steps)
+    until("there is a machine", lambda: ours("coracle", node) or not thread.is_alive())
+    time.sleep(after / 4)
+    kill(ours("coracle", node))
+    thread.join()
+    remove_all(node)
+    node.check_clean()
+
+
+@pytest.mark.parametrize("after", STEPS[:8])
+@pytest.mark.parametrize("what", ["shim", "machine"])
+def test_killed_during_stop(node, steps, what, after):
+    pod, thread = start_pod(node, steps)
+    thread.join()
+    pod.line("done")
+
+    def stop():
+        with contextlib.suppress(cri.Refused):
+            remove_all(node)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    time.sleep(after)
+    kill(daemons(node) if what == "shim" else ours("coracle", node))
+    thread.join()
+    remove_all(node)
+    node.check_clean()
+
+
+# What containerd 1.6 itself forgets when it is killed between making a thing and noting it.
+CONTAINERDS_OWN = {"network namespaces", "links on the bridge", "addresses"}
+
+
+@pytest.mark.parametrize("after", STEPS)
+def test_containerd_killed_during_start(after, device):
+    """On a node of its own: containerd's leaks are not ours, and must not hide them."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    node = Node(cmdline="exit=halt")
+    try:
+        _, thread = start_pod(node, device())
+        until("there is a shim", lambda: daemons(node) or not thread.is_alive())
+        time.sleep(after)
+        node.kill()
+        thread.join()
+        node.start()
+        remove_all(node)
+        for task in node.ctr("tasks", "ls", "-q").split():
+            node.ctr("tasks", "rm", "-f", task)
+
+        def clean():
+            return not any(v for k, v in node.leftovers().items() if k not in CONTAINERDS_OWN)
+
+        until(f"nothing is left but {CONTAINERDS_OWN}: {node.leftovers()}", clean, 10)
+    finally:
+        for name in set(os.listdir("/run/netns")) - node.netns:
+            if name.startswith("cni-"):
+                subprocess.run(["ip", "netns", "del", name], check=False)
+        node.close()
+
+
+# ---- clients that are no containerd ----
+
+@pytest.fixture
+def client(node, running):
+    made = []
+
+    def connect():
+        made.append(Client(node.socket(running.id), TIMEOUT))
+        return made[-1]
+
+    connect.pod = running
+    yield connect
+    for c in made:
+        c.close()
+    assert running.status().state == 1
+    assert f"{running.pid()}" in node.ctr("tasks", "ls")
+
+
+def test_half_a_frame(client):
+    half = client()
+    half.send(frame(1, request("Connect"))[:17])
+    assert client().call("Connect", field(1, client.pod.id))
+    half.send(frame(1, request("Connect"))[17:])
+    assert half.answer()[0] == 1
+
+
+def test_five_mebibytes(client):
+    c = client()
+    c.send(frame(1, bytes(5 * MIB)))
+    assert b"exceeds maximum message size" in c.answer()[1]
+    assert c.call("Connect", stream=3)
+
+
+def test_a_thousand_waits(client):
+    waiting, one = client(), field(1, client.pod.container)
+    for i in range(1000):
+        waiting.send(frame(2 * i + 1, request("Wait", one)))
+    assert b"task" in client().call("State", one)
+    assert waiting.call("Connect", stream=5001)
+
+
+@pytest.mark.parametrize("data", [
+    os.urandom(64), frame(2, request("State")), frame(1, b"\xff" * 100), frame(1, b""),
+    frame(1, request("State", b"\xff" * 40)), frame(1, request("Nothing")), frame(1, b"", kind=9),
+    frame(1, request("State", service="other")), frame(0xffffffff, request("Shutdown", b"\x0a"))])
+def test_nonsense(client, data):
+    c = client()
+    c.send(data)
+    assert client().call("Connect", field(1, client.pod.id))
+
+
+def test_shutdown_of_a_pod_that_lives(client):
+    assert client().call("Shutdown", field(1, client.pod.id)) == b""
+    assert client().call("Connect")
