@@ -51,6 +51,7 @@ struct events {
 	size_t sent; /* bytes of the head */
 	STAILQ_HEAD(, event_msg) queue;
 	unsigned waiting;
+	struct log_limit complaints;
 	bool lost; /* this connection is of no use any more */
 	void (*on_drained)(void *opaque);
 	void *opaque;
@@ -259,7 +260,8 @@ void events_publish(struct events *e, const char *topic, const char *type,
 		struct event_msg *second = STAILQ_NEXT(STAILQ_FIRST(&e->queue), link);
 
 		/* The head may be half sent. */
-		log_warn("containerd has been away for long: event %s is dropped", second->topic);
+		log_guest(&e->complaints, "containerd has been away for long: event %s is dropped",
+			  second->topic);
 		STAILQ_REMOVE(&e->queue, second, event_msg, link);
 		free(second->frame);
 		free(second);

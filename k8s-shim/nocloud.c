@@ -26,6 +26,7 @@
 #define AT_PATH_M    19u
 #define AT_ROOT      20u
 #define AT_FILES     21u
+#define SECTORS_MIN  32u /* libarchive takes no image of less than 24 for one */
 #define IS_DIRECTORY 2
 
 static const struct {
@@ -264,12 +265,13 @@ static int write_padded(int fd, const uint8_t *data, size_t len)
 int nocloud_write(const struct nocloud *n, int fd, struct err *err)
 {
 	cleanup_free uint8_t *head = calloc(AT_FILES, SECTOR);
-	uint32_t sectors = AT_FILES;
+	uint32_t used = AT_FILES, sectors;
 
 	if (!head)
 		return err_set(err, ENOMEM, "out of memory");
 	for (unsigned i = 0; i < NOCLOUD_FILES; i++)
-		sectors += sectors_of(n->files[i].len);
+		used += sectors_of(n->files[i].len);
+	sectors = used < SECTORS_MIN ? SECTORS_MIN : used;
 	make_descriptor(head + AT_PVD * SECTOR, sectors);
 	memcpy(head + (AT_PVD + 1) * SECTOR,
 	       "\xff"
@@ -283,5 +285,8 @@ int nocloud_write(const struct nocloud *n, int fd, struct err *err)
 	for (unsigned i = 0; i < NOCLOUD_FILES && !rc; i++)
 		if (n->files[i].len)
 			rc = write_padded(fd, n->files[i].data, n->files[i].len);
+	memset(head, 0, SECTOR);
+	for (uint32_t i = used; i < sectors && !rc; i++)
+		rc = fd_write_all(fd, head, SECTOR);
 	return rc ? err_set_sys(err, rc, "cannot write the cloud-init disk") : 0;
 }

@@ -91,7 +91,7 @@ static int make_daemon(const struct shim_args *a, int fd, const char *path, stru
 	setsid();
 	if (leave_stdio() || chdir("/"))
 		_exit(1);
-	_exit(shim_serve(a, fd_steal(&listening), path));
+	exit(shim_serve(a, fd_steal(&listening), path)); /* nothing is printed yet */
 }
 
 int shim_start(const struct shim_args *a, struct err *err)

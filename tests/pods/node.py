@@ -215,6 +215,9 @@ class Node:
 
     def check_clean(self):
         """Nothing is left. Processes that were told to end may take a moment."""
+        for trouble in ("Sanitizer: ", "runtime error: ", "BUG: "):
+            assert trouble not in self.log(), self.log()[-20000:]
+
         def clean():
             return not any(self.leftovers().values())
         try:
