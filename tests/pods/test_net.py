@@ -4,6 +4,7 @@ The guest is tests/guest/pod.c; where a frame has to be made by hand, a program 
 """
 import ipaddress
 import json
+import re
 import signal
 import socket
 import struct
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 with_kvm = pytest.mark.skipif(WHY_NO_KVM is not None, reason=str(WHY_NO_KVM))
 
 BRIDGE = {"type": "bridge", "bridge": "corbr0", "isGateway": True, "hairpinMode": True}
-TOLD = ("--hostname", "vm-1", "--dns", "10.96.0.10", "--search", "ns.svc.cluster.local",
+TOLD = ("--hostname", "vm-1", "--dns", "10.96.0.10", "--dns", "fd00::a", "--search", "ns.svc.cluster.local",
         "--search", "cluster.local")
 
 
@@ -350,8 +351,21 @@ def test_config_for_cloud_init(lab, tmp_path):
     assert {"to": "0.0.0.0/0", "via": "10.62.0.1", "on-link": True} in eth0["routes"]
     assert {"to": "::/0", "via": "fd62::1", "on-link": True} in eth0["routes"]
     assert {"to": "10.62.0.1/32", "scope": "link"} in eth0["routes"]
-    assert eth0["nameservers"] == {"addresses": ["10.96.0.10"],
+    assert eth0["nameservers"] == {"addresses": ["10.96.0.10", "fd00::a"],
                                    "search": ["ns.svc.cluster.local", "cluster.local"]}
+
+
+def test_classifier(lab):
+    """The right one where the kernel has it, and on both ends."""
+    pod = plain_pod(lab, "addr add 10.65.1.7/24 dev eth0")
+    lab.node("tc", "qdisc", "add", "dev", "veth", "clsact")
+    has = works(*lab.node.prefix, "tc", "filter", "add", "dev", "veth", "ingress", "matchall",
+                "action", "mirred", "egress", "redirect", "dev", "lo")
+    text = run(*podnet(pod), *pod.prefix, "sh", "-c",
+               "for d in $(ls /sys/class/net); do tc filter show dev $d ingress; done")
+    kinds = re.findall(r"pref 49313 (\w+) chain 0 $", text, re.M)
+    assert kinds == ["matchall" if has else "u32"] * 2, text
+    assert len(re.findall(r"mirred \(Egress Redirect to device (?:eth0|cortap\d+)\) stolen", text)) == 2
 
 
 # ---- frames ----

@@ -1,0 +1,162 @@
+"""test_debian_net.py - a Debian guest on the pod's network, and every kind of link on its host's kernel
+
+Tests of test_net.py run here again, for a kernel as users have it: with matchall, ipvlan and KVM in
+hardware. Then a guest with systemd-networkd, whose DHCP client is none of ours, on a ptp network and,
+as its second NIC, a bridge the way Multus users ask for one.
+"""
+import contextlib
+import json
+import os
+
+import pytest
+import yaml
+
+import test_net
+from debian import Debian, scratch_dir, why_not
+from podlab import TIMEOUT, Lab, podnet, run
+from test_net import (fixture_lab, test_calico, test_classifier, test_close_restores,
+                      test_dhcp_stays_on_the_tap, test_killed, test_machines_on_one_parent,
+                      test_network, test_stack_is_silent)
+
+__all__ = ("fixture_lab", "test_calico", "test_classifier", "test_close_restores",
+           "test_dhcp_stays_on_the_tap", "test_killed", "test_machines_on_one_parent", "test_network",
+           "test_stack_is_silent")
+
+WHY_NOT = why_not() or test_net.WHY_NOT
+pytestmark = [pytest.mark.debian, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
+
+ATTACHMENT = {"type": "bridge", "ipam": {"type": "static"}}
+
+
+def networkd(nic):
+    """IPv4 by DHCP; from cloud-init's network-config what that cannot carry, IPv6."""
+    lines = ["[Match]", f"MACAddress={nic['match']['macaddress']}", "[Network]", "DHCP=ipv4",
+             "IPv6AcceptRA=yes"]
+    lines += [f"Address={a}" for a in nic.get("addresses", []) if ":" in a]
+    lines += ["[DHCPv4]", "UseMTU=yes", "UseDomains=yes", "RoutesToDNS=no"]
+    for route in nic.get("routes", []):
+        if ":" in route["to"]:
+            lines += ["[Route]", f"Destination={route['to']}"]
+            lines += [f"Gateway={route['via']}", "GatewayOnLink=yes"] if "via" in route else \
+                     ["Scope=link"]
+    return "\\n".join(lines) + "\\n"
+
+
+class Pod:
+    """A Debian guest in a pod of two interfaces, the host beyond the node, and a pod beside it."""
+
+    def __init__(self, stack):
+        self.lab = stack.enter_context(contextlib.closing(Lab()))
+        self.pod, self.other = self.lab.pod(), self.lab.pod()
+        self.far = test_net.NETWORKS["ptp"](self.lab, self.pod)
+        for pod, name, address in ((self.pod, "net1", "191.168.1.1/24"),
+                                   (self.other, "eth0", "191.168.1.2/24")):
+            config = {**ATTACHMENT, "ipam": {"type": "static", "addresses": [{"address": address}]}}
+            pod.add(config, name)
+        self.before = self.pod.state()
+        config = os.path.join(stack.enter_context(scratch_dir()), "network-config")
+        self.machine = stack.enter_context(Debian(
+            "--net", "fd={fd0},mac={mac0},mtu={mtu0}", "--net", "fd={fd1},mac={mac1},mtu={mtu1}",
+            prefix=podnet(self.pod, *test_net.TOLD, "--config", config)))
+        self.machine.login()
+        with open(config, encoding="utf-8") as f:
+            self.nics = yaml.safe_load(f)["ethernets"]
+        self.set_up()
+
+    def mac(self, name):
+        return self.pod.link(name)["address"]
+
+    def set_up(self):
+        """Until networkd has the addresses."""
+        sh = self.machine.sh
+        sh("mkdir -p /run/systemd/network")
+        for name, nic in self.nics.items():
+            sh(f"printf '{networkd(nic)}' >/run/systemd/network/10-{name}.network")
+        sh("systemctl start systemd-networkd")
+        sh("/lib/systemd/systemd-networkd-wait-online --timeout=200")
+        sh("while ip -6 addr | grep -q tentative; do sleep 0.2; done")
+        links = json.loads(sh("ip -j link"))
+        self.link = {name: next(l["ifname"] for l in links if l["address"] == self.mac(name))
+                     for name in self.nics}
+
+    def netif(self, kind, name):
+        """What networkd keeps of a link or a lease, KEY=value a line."""
+        index = self.machine.sh(f"cat /sys/class/net/{self.link[name]}/ifindex")
+        text = self.machine.sh(f"cat /run/systemd/netif/{kind}/{index}")
+        return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+@pytest.fixture(scope="module", name="debian")
+def fixture_debian():
+    with contextlib.ExitStack() as stack:
+        yield Pod(stack)
+
+
+@pytest.mark.parametrize("name", ["eth0", "net1"])
+def test_lease(debian, name):
+    """systemd-networkd made of it what the pod has."""
+    link = json.loads(debian.machine.sh(f"ip -j addr show dev {debian.link[name]}"))[0]
+    inet = [a for a in link["addr_info"] if a["family"] == "inet"]
+    assert [a["local"] for a in inet] == [debian.pod.address(name=name)]
+    assert inet[0]["valid_life_time"] == 0xffffffff
+    assert link["mtu"] == debian.pod.link(name)["mtu"]
+    lease = debian.netif("leases", name)
+    assert lease["DNS"] == "10.96.0.10"
+    assert lease["HOSTNAME"] == "vm-1"
+    assert lease["DOMAIN_SEARCH_LIST"] == "ns.svc.cluster.local cluster.local"
+
+
+def test_routes(debian):
+    """All that the pod has, and no more."""
+    names = {guest: pod for pod, guest in debian.link.items()}
+    kernels = ("fe80::/64", debian.pod.address(6))  # made with an address
+
+    def table(text):
+        return {(r["dst"], r.get("gateway"), names.get(r["dev"], r["dev"]))
+                for r in json.loads(text) if r["dst"] not in kernels}
+
+    for family in ("-4", "-6"):
+        assert table(debian.machine.sh(f"ip {family} -j route")) == \
+            table(debian.pod("ip", family, "-j", "route"))
+
+
+def test_advertisement(debian):
+    """Name servers of IPv6 come by it alone."""
+    assert debian.netif("links", "eth0")["DNS"].split() == ["10.96.0.10", "fd00::a"]
+
+
+def test_ping(debian):
+    """From beyond the node to the pod's address, and back."""
+    for version in (4, 6):
+        run(*debian.far.prefix, "ping", "-c", "3", "-i", "0.2", "-W", TIMEOUT,
+            debian.pod.address(version))
+    debian.machine.sh("ping -c 2 -W 30 192.0.2.2 && ping -6 -c 2 -W 30 2001:db8::2")
+
+
+def iperf(client, address, *args):
+    report = json.loads(client("iperf3", "-J", "-c", address, *args))
+    assert "error" not in report
+    assert report["end"]["sum_received"]["bytes"] > 0
+    return report["end"]["sum_sent"]["bytes"]
+
+
+def test_iperf(debian):
+    """Both ways, with the offloads a guest negotiates: checksums and big segments on a veth."""
+    for args in (("-n", "4M"), ("-n", "4M", "-R"), ("-6", "-n", "4M"), ("-n", "1M", "-u", "-b", "0")):
+        debian.machine.sh("iperf3 -s -D --one-off >/dev/null; "
+                          "until ss -Hltn sport = 5201 | grep -q .; do sleep 0.1; done")
+        address = debian.pod.address(6 if "-6" in args else 4)
+        assert iperf(debian.far, address, *args) >= 1 << 20
+
+
+def test_second_nic(debian):
+    """The pod beside it sees the pod's address and the pod's MAC address."""
+    run(*debian.other.prefix, "ping", "-c", "2", "-i", "0.2", "-W", TIMEOUT, "191.168.1.1")
+    neighbours = debian.other.json("ip", "-j", "neigh", "show", "191.168.1.1")
+    assert [n["lladdr"] for n in neighbours] == [debian.mac("net1")]
+    debian.machine.sh("ping -c 2 -W 30 191.168.1.2")
+
+
+def test_end(debian):
+    debian.machine.power_off()
+    assert debian.pod.state() == debian.before
