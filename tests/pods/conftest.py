@@ -8,6 +8,10 @@ import pytest
 import node as nodes
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "debian: boots Debian guests; needs a KVM that runs Linux")
+
+
 @pytest.fixture(scope="module")
 def node():
     reason = nodes.why_not()
