@@ -58,6 +58,11 @@ static int parse(struct restore *r, int argc, char **argv, struct err *err)
 		else
 			r->dir = a;
 	}
+	/* Of a migration's target it is one: there RAM is not a file. */
+	for (unsigned i = 0; i < r->given.n; i++)
+		if (!strcmp(r->given.v[i].key, "hugepages"))
+			return err_set(err, EINVAL,
+				       "--hugepages: RAM is mapped from the snapshot's file");
 	if (!r->help && !r->dir)
 		return err_set(err, EINVAL, "which snapshot? coracle restore DIR");
 	return 0;

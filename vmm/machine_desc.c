@@ -401,23 +401,31 @@ int machine_desc_apply(struct machine_desc *d, const struct machine_overrides *o
 	return config_check(&d->config, err);
 }
 
+/* As of run's options: what is too long for the column has a line of its own. */
+static void print_override(FILE *f, const char *left, const char *help)
+{
+	fprintf(f, strlen(left) > 22 ? "  %s\n%26s%s\n" : "  %-22s  %s%s\n", left,
+		strlen(left) > 22 ? "" : help, strlen(left) > 22 ? help : "");
+}
+
 void machine_overrides_help(FILE *f)
 {
-	fputs("  --disk id=NAME,path=FILE[,aio=..][,direct=..]\n"
-	      "                          where that disk is now\n"
-	      "  --net id=NAME,tap=NAME|fd=N[,create=..][,addr=..]\n"
-	      "                          what that NIC is connected to now\n",
-	      f);
+	print_override(f, "--disk id=NAME,path=FILE[,aio=..][,direct=..]",
+		       "where that disk is now");
+	print_override(f, "--net id=NAME,tap=NAME|fd=N[,create=..][,addr=..]",
+		       "what that NIC is connected to now");
 	for (const char *const *name = run_allowed + 2; *name; name++) {
 		const struct config_key *k = config_key_find(config_keys, *name, strlen(*name));
 		char left[288], words[256];
 
+		if (!strcmp(k->name, "hugepages")) /* not where RAM is a file: not for restore */
+			continue;
 		config_value_allowed(k, words, sizeof(words));
-		snprintf(left, sizeof(left), "--%s %s", k->name,
+		snprintf(left, sizeof(left), "--%s%s%s", k->name, k->type == KEY_FLAG ? "" : " ",
 			 k->type == KEY_FLAG ? "" :
 			 k->metavar          ? k->metavar :
 					       words);
-		fprintf(f, "  %-22s  %s\n", left, k->help);
+		print_override(f, left, k->help);
 	}
 }
 

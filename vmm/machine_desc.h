@@ -63,7 +63,7 @@ int machine_overrides_take(struct machine_overrides *o, int argc, char **argv, i
 /* Apply them all. -EINVAL: no such device (lists those there are), or a key that cannot change. */
 int machine_desc_apply(struct machine_desc *d, const struct machine_overrides *o, struct err *err);
 
-/* "--disk id=NAME,..." and so on, for a command's --help. */
+/* "--disk id=NAME,..." and so on, for restore's --help. */
 void machine_overrides_help(FILE *f);
 
 /*
