@@ -45,7 +45,7 @@ static struct rtnl_qdisc *clsact(int index)
 		return NULL;
 	rtnl_tc_set_ifindex(TC_CAST(q), index);
 	rtnl_tc_set_parent(TC_CAST(q), TC_H_CLSACT);
-	rtnl_tc_set_handle(TC_CAST(q), TC_HANDLE(0xffff, 0));
+	rtnl_tc_set_handle(TC_CAST(q), TC_HANDLE(0xffffu, 0));
 	rtnl_tc_set_kind(TC_CAST(q), "clsact");
 	return q;
 }

@@ -21,7 +21,7 @@ import cri
 import images
 
 TOP = pathlib.Path(__file__).resolve().parents[2]
-BUILD = pathlib.Path(os.environ.get("CORACLE_BUILD", TOP / "build/release"))
+BUILD = pathlib.Path(os.environ.get("CORACLE_BUILD", TOP / "build/release")).resolve()
 GUESTS = pathlib.Path(os.environ.get("CORACLE_GUESTS", TOP / "build/guest"))
 TIMEOUT = float(os.environ.get("CORACLE_TEST_TIMEOUT", "60"))
 SHIM = "containerd-shim-coracle-v2"
