@@ -22,6 +22,7 @@
 #define HEADER_SIZE 24
 #define FLAGS       (STREAM_OPTIONAL | STREAM_BULK)
 #define GROW_FIRST  ((size_t)64 << 10)
+#define PUT_IOV     260 /* pieces that are written in one call with their head */
 
 struct stream {
 	int fd; /* -1: memory */
@@ -224,14 +225,15 @@ int stream_putv(struct stream *s, uint16_t type, uint16_t flags, const char *nam
 	if (name_len)
 		memcpy(head + HEADER_SIZE, name, name_len);
 
-	/* Head and payload in one call where it costs no copy of the caller's list. */
-	struct iovec one[2] = { { head, HEADER_SIZE + name_len }, { 0 } };
+	/* Head and payload in one call, unless the list is very long. */
+	struct iovec all[1 + PUT_IOV] = { { head, HEADER_SIZE + name_len } };
+	bool fits = niov <= PUT_IOV;
 	int rc;
 
-	if (niov == 1)
-		one[1] = iov[0];
-	rc = write_all(s, one, niov == 1 ? 2 : 1, err);
-	if (!rc && niov > 1)
+	if (fits && niov)
+		memcpy(all + 1, iov, niov * sizeof(*iov));
+	rc = write_all(s, all, fits ? 1 + niov : 1, err);
+	if (!rc && !fits)
 		rc = write_all(s, iov, niov, err);
 	if (!rc)
 		s->bytes += HEADER_SIZE + name_len + len;
@@ -412,4 +414,41 @@ int stream_read(struct stream *s, void *to, size_t len, struct err *err)
 			       len - (size_t)s->bulk_left);
 	s->bulk_left -= len;
 	return read_all(s, to, len, err);
+}
+
+/* readv(2) until @iov is full; it is consumed. */
+static int read_pieces(struct stream *s, struct iovec *iov, unsigned niov, struct err *err)
+{
+	advance(&iov, &niov, 0);
+	while (niov) {
+		ssize_t n = readv(s->fd, iov, niov < IOV_MAX ? (int)niov : IOV_MAX);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return err_set_sys(err, errno, "%s: cannot read", s->peer);
+		if (n == 0)
+			return ended_within(s, err);
+		s->bytes += (size_t)n;
+		advance(&iov, &niov, (size_t)n);
+	}
+	return 0;
+}
+
+int stream_readv(struct stream *s, struct iovec *iov, unsigned niov, struct err *err)
+{
+	uint64_t len = 0;
+	int rc = 0;
+
+	for (unsigned i = 0; i < niov; i++)
+		len += iov[i].iov_len;
+	if (len > s->bulk_left)
+		return err_set(err, EPROTO, "%s: %s is too short", s->peer, WHERE(s));
+	if (s->fd >= 0) {
+		s->bulk_left -= len;
+		return read_pieces(s, iov, niov, err);
+	}
+	for (unsigned i = 0; i < niov && !rc; i++)
+		rc = stream_read(s, iov[i].iov_base, iov[i].iov_len, err);
+	return rc;
 }

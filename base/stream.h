@@ -61,6 +61,8 @@ int stream_putv(struct stream *s, uint16_t type, uint16_t flags, const char *nam
  */
 int stream_get(struct stream *s, struct stream_section *out, struct err *err);
 int stream_read(struct stream *s, void *to, size_t len, struct err *err);
+/* The same into pieces; @iov is consumed. */
+int stream_readv(struct stream *s, struct iovec *iov, unsigned niov, struct err *err);
 
 /* Names of the types for messages (NULL: unknown, then it is the number). */
 void stream_name_types(struct stream *s, const char *(*name)(unsigned type));

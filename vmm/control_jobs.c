@@ -108,7 +108,7 @@ int control_migrate(void *opaque, struct json_object *params, struct json_object
 	struct migrate_options o = { .downtime_ns = MIGRATE_DOWNTIME_DEFAULT_NS };
 	uint64_t downtime = MIGRATE_DOWNTIME_DEFAULT_NS / MS_NS, timeout = 0;
 	const struct param all[] = { { "downtime-ms", 0, 60000, &downtime },
-				     { "bandwidth", 0, INT64_MAX, &o.bandwidth },
+				     { "bandwidth", 0, INT64_MAX / 2, &o.bandwidth },
 				     { "timeout-ms", 0, MS_MAX, &timeout },
 				     { NULL, 0, 0, NULL } };
 	int code = want_standing(c->vm, err);
@@ -119,6 +119,8 @@ int control_migrate(void *opaque, struct json_object *params, struct json_object
 		code = take_connections(c, &o, err);
 	if (code)
 		return code;
+	if (o.bandwidth && o.bandwidth < MIGRATE_BANDWIDTH_MIN)
+		o.bandwidth = MIGRATE_BANDWIDTH_MIN;
 	o.downtime_ns = downtime * MS_NS;
 	o.timeout_ns = timeout * MS_NS;
 	struct migrate *m = migrate_new(c->vm, &o, err);

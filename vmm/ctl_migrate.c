@@ -80,7 +80,8 @@ static int parse_option(struct leaving *l, const char *name, const char *value, 
 	if (!strcmp(name, "--parallel"))
 		return parse_number(name, value, plain, 1, RAM_CONNECTIONS_MAX, &l->parallel, err);
 	if (!strcmp(name, "--bandwidth"))
-		return parse_number(name, value, rates, 1, INT64_MAX / 2, &l->bandwidth, err);
+		return parse_number(name, value, rates, MIGRATE_BANDWIDTH_MIN, INT64_MAX / 2,
+				    &l->bandwidth, err);
 	if (!strcmp(name, "--timeout"))
 		return parse_number(name, value, times, 1, 1000000000, &l->timeout_ms, err);
 	return err_set(err, EINVAL, "no option %.64s: " USAGE, name);

@@ -37,6 +37,7 @@ extern const struct migrate_stage_info migrate_stages[MIGRATE_STAGES];
 /* ---- source: a job ---- */
 
 #define MIGRATE_DOWNTIME_DEFAULT_NS 50000000u
+#define MIGRATE_BANDWIDTH_MIN       (1u << 20) /* less would look like silence to the target */
 
 struct migrate_options {
 	int fds[RAM_CONNECTIONS_MAX]; /* connected; the job's from job_start() on */

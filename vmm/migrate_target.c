@@ -36,7 +36,8 @@
 #define HANDSHAKE_S 10          /* for a greeting, and for the header */
 #define STATE_MAX   (64u << 20) /* bytes of a machine's state without RAM */
 #define LINGER_MS   2000        /* reading on, so that our last words arrive */
-#define SILENCE_S   120         /* of a source, from which on it is taken for dead */
+#define SILENCE_S \
+	600 /* of a source, which may be writing back its disks; then it is taken for dead */
 
 struct arrival {
 	struct incoming *in;
@@ -430,7 +431,7 @@ static int take_over(struct incoming *in, struct err *err)
 		return rc;
 	/* From here it is ours, whether the source hears it or not. */
 	migrate_put_reply(in->out, MIGRATE_RUNNING, 0, NULL, &ignored);
-	if (!in->paused)
+	if (!in->paused && !in->vm->config->paused)
 		vm_resume(in->vm);
 	vm_release(in->vm);
 	vm_announce(in->vm);

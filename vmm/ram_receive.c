@@ -76,9 +76,7 @@ static int receive_data(struct gmem *mem, struct stream *in, uint64_t len, struc
 	}
 	if (!rc && sum != len)
 		rc = err_set(err, EPROTO, "guest RAM: ranges shorter than their section");
-	for (uint32_t i = 0; i < head.n && !rc; i++)
-		rc = stream_read(in, to[i].iov_base, to[i].iov_len, err);
-	return rc;
+	return rc ? rc : stream_readv(in, to, head.n, err);
 }
 
 static int receive_end(const struct stream_section *s, uint32_t round, struct ram_round_end *end,
