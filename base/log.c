@@ -135,14 +135,19 @@ static bool take(struct log_limit *l)
 	return true;
 }
 
+bool log_limit_take(struct log_limit *l)
+{
+	give_back(l, now_ns());
+	return take(l);
+}
+
 void log_guest(struct log_limit *l, const char *fmt, ...)
 {
 	va_list ap;
 
 	if (log_get_level() < LOG_WARN)
 		return;
-	give_back(l, now_ns());
-	if (!take(l))
+	if (!log_limit_take(l))
 		return;
 	va_start(ap, fmt);
 	put_line(LOG_WARN, fmt, ap, atomic_exchange(&l->dropped, 0));

@@ -8,6 +8,7 @@
 #define BASE_LOG_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 enum log_level { LOG_ERR, LOG_WARN, LOG_INFO, LOG_DEBUG };
@@ -31,6 +32,9 @@ struct log_limit {
 
 /* Write the line if @l's budget allows. @l is owned by the device that talks, zero at start. */
 void log_guest(struct log_limit *l, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* The budget alone, for what is told elsewhere than in the log: may one more be? */
+bool log_limit_take(struct log_limit *l);
 
 /* Our own bug; must be unreachable from guest, image, snapshot, stream or client bytes. */
 _Noreturn void bug(const char *file, int line, const char *what);

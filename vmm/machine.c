@@ -39,7 +39,12 @@ int vm_add_device(struct vm *vm, struct device *d, struct err *err)
 	return 0;
 }
 
-/* ---- I/O errors, from a device's thread to the main loop ---- */
+/*
+ * ---- I/O errors, from a device's thread to the main loop ----
+ *
+ * A guest whose disk fails can make more of them than any client reads, and one that does not keep up is
+ * dropped: so most are only counted (the device's statistics).
+ */
 
 struct io_error {
 	struct vm *vm;
@@ -67,7 +72,7 @@ static void on_io_error(void *opaque, const struct device *d, const char *op, ui
 			uint64_t len, int error)
 {
 	struct vm *vm = opaque;
-	struct io_error *e = malloc(sizeof(*e));
+	struct io_error *e = log_limit_take(&vm->io_errors) ? malloc(sizeof(*e)) : NULL;
 
 	if (!e)
 		return;

@@ -18,6 +18,7 @@
 #include "base/bus.h"
 #include "base/err.h"
 #include "base/guest_memory.h"
+#include "base/log.h"
 #include "base/loop.h"
 #include "devices/device.h"
 #include "vmm/arch.h"
@@ -74,6 +75,7 @@ struct vm {
 	struct monitor *monitor; /* the prompt on the console */
 	struct job *job;         /* snapshots and migrations */
 	struct device_listener listener;
+	struct log_limit io_errors; /* how many are told of */
 
 	enum vm_state state;
 	bool held; /* stands still for a job; state says what it is for everybody else */

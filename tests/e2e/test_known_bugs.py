@@ -1,5 +1,6 @@
 """test_known_bugs.py - what bit others and needs a whole machine to show; docs/known-bugs.md has the list"""
 import re
+import resource
 import struct
 import subprocess
 import sys
@@ -61,6 +62,29 @@ def test_strings_over_the_edge(transport, tmp_path):
     with Coracle("--kernel", kernel, "--kernel-type", "flat32", "--memory", "16M", "--testdev", "on",
                  "--transport", transport) as m:
         assert m.wait() == 42 << 1 | 1, m.story()
+
+
+@needs_kvm
+def test_io_errors_do_not_drown_clients(tmp_path):
+    """A guest that hammers a failing disk takes neither the socket from its clients nor memory."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(MIB))
+    with Coracle("--kernel", guest("ioerrors"), "--memory", "64M", "--disk", disk,
+                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))) as m:
+        m.line("ready")
+        idle = m.connect()
+        idle.call("info")
+        assert m.event("io-error")["device"] == "disk.disk0"
+        seen = 0
+        while seen < 20000:  # of them a client gets a handful
+            seen = m.call("stats")["devices"]["disk.disk0"]["errors"]
+        told = [e for e in m.control.events if e["method"] == "io-error"]
+        assert len(told) < 100
+        assert idle.call("info")["state"] == "running"  # it has read nothing meanwhile
+        m.send(b"x")
+        assert m.wait() == 0, m.story()
+        assert "errors" in verdicts(m)
+        assert len(re.findall("write of 512 bytes .* failed: File too large", m.errors())) < 100
 
 
 def test_every_named_test_exists():
