@@ -290,7 +290,8 @@ static void kick_all(struct vcpus *s)
 static void ask(struct vcpus *s, enum vcpus_want want)
 {
 	pthread_mutex_lock(&s->lock);
-	if (s->want == VCPUS_EXIT) /* for good: a guest's last request must not park a thread again */
+	if (s->want ==
+	    VCPUS_EXIT) /* for good: a guest's last request must not park a thread again */
 		want = VCPUS_EXIT;
 	s->want = want;
 	atomic_store_explicit(&s->interrupt, want != VCPUS_RUN, memory_order_release);
