@@ -19,7 +19,8 @@ const struct command commands[] = {
 	{ "check-host", cmd_check_host, "find out what this host offers to virtual machines",
 	  "--json --help" },
 	{ "ctl", cmd_ctl, "list running machines, ask one, pause, reset or stop it",
-	  "list info stats pause resume power-button reset quit events --json --timeout --help" },
+	  "list info stats pause resume power-button reset quit snapshot migrate cancel events "
+	  "--json --timeout --help" },
 	{ "help", cmd_help, "list the commands, or one's options",
 	  "run --man-options --schema --completion --state-format" },
 	{ "version", cmd_version, "print the version", NULL },
