@@ -7,7 +7,8 @@
  *
  * A link also gets the flag ALLMULTI: macvlan and ipvlan (and real NICs) pass on only multicast frames that
  * somebody in the namespace has joined, while the guest joins groups of its own, those of its IPv6
- * addresses first of all.
+ * addresses first of all. Closing takes back only a flag that opening has set; a sweep, which cannot know,
+ * takes it from every link that had our rules.
  */
 #include <net/if.h>
 #include <netlink/socket.h>
@@ -36,6 +37,15 @@ static void sweep(struct nl_sock *nl)
 			net_link_change(nl, index[i], 0, IFF_ALLMULTI, 0);
 }
 
+/* A NIC without an IPv4 address is told none: its DHCP is between the guest and the pod's network. */
+static uint16_t bypass(const struct nic *nic, uint16_t port)
+{
+	for (unsigned i = 0; i < nic->pub.naddrs; i++)
+		if (nic->addrs[i].family == AF_INET)
+			return port;
+	return 0;
+}
+
 static int connect_nic(struct nl_sock *nl, struct pod_net *n, struct nic *nic, struct err *err)
 {
 	int rc = net_tap_make(nl, nic, n->queues, err);
@@ -45,14 +55,16 @@ static int connect_nic(struct nl_sock *nl, struct pod_net *n, struct nic *nic, s
 				    nic->no_arp, err);
 	/* the tap's way first: it is still down, so nothing of the link's gets lost in between */
 	if (!rc) {
-		rc = net_tc_redirect(nl, nic->tap_index, nic->index, DHCP_SERVER_PORT, err);
+		rc = net_tc_redirect(nl, nic->tap_index, nic->index, bypass(nic, DHCP_SERVER_PORT),
+				     err);
 		if (rc)
 			err_prefix(err, "tap %s", nic->tap);
 	}
 	if (!rc && !nic->allmulti)
 		net_link_change(nl, nic->index, IFF_ALLMULTI, 0, 0);
 	if (!rc) {
-		rc = net_tc_redirect(nl, nic->index, nic->tap_index, DHCP_CLIENT_PORT, err);
+		rc = net_tc_redirect(nl, nic->index, nic->tap_index, bypass(nic, DHCP_CLIENT_PORT),
+				     err);
 		if (rc)
 			err_prefix(err, "the pod's %s", nic->pub.name);
 	}

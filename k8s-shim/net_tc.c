@@ -132,7 +132,7 @@ int net_tc_redirect(struct nl_sock *nl, int from, int to, uint16_t bypass_port, 
 		return netlink_err(err, rc,
 				   "no tc qdisc clsact on it: load the driver with modprobe "
 				   "sch_ingress");
-	rc = add_bypass(nl, from, bypass_port);
+	rc = bypass_port ? add_bypass(nl, from, bypass_port) : 0;
 	if (rc)
 		log_warn("no tc classifier u32 (%s): the guest's DHCP requests reach the pod's "
 			 "network, too: modprobe cls_u32",

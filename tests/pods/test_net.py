@@ -407,6 +407,23 @@ def test_dhcp_stays_on_the_tap(lab):
         assert not any(is_offer(f, 77) for f in g.frames())
 
 
+def test_network_without_addresses(lab):
+    """A second NIC on a network that has a DHCP server of its own: its, not ours, answers."""
+    pod = plain_pod(lab)
+    mac = pod.link("eth0")["address"]
+    with TapGuest(pod) as g, packet_socket(lab.node, "veth") as wire:
+        g.send(discover(mac, 6))
+        while True:
+            frame = wire.recv(4096)
+            if frame[46:50] == struct.pack("!I", 6):
+                break
+        offer = bytearray(frame)
+        struct.pack_into("!HH", offer, 34, 67, 68)
+        wire.send(bytes(offer))
+        g.frame(lambda f: is_offer(f, 6), "the server's offer")
+        assert sum(is_offer(f, 6) for f in g.frames()) == 1
+
+
 def test_only_for_the_nic(lab):
     """No answer to somebody behind the guest's NIC, in its VLAN or with another address."""
     pod = plain_pod(lab, "addr add 10.65.1.7/24 dev eth0")
