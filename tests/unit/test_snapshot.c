@@ -96,6 +96,17 @@ static void rig_begin(struct rig *r)
 	r->files = (struct snapshot_files){ file(), file(), file() };
 }
 
+/* Until the guest has been everywhere: each page has had something in it. */
+static void wait_for_sweep(struct rig *r)
+{
+	uint64_t last = 0;
+
+	while (!last) {
+		assert_int_equal(gmem_read(r->vm->mem, 0xffb000, &last, sizeof(last)), 0);
+		usleep(100);
+	}
+}
+
 static void rig_end(struct rig *r)
 {
 	vm_free(r->vm);
@@ -170,6 +181,7 @@ static void every_page(void **state)
 	struct stat st;
 
 	rig_begin(&r);
+	wait_for_sweep(&r);
 	r.stop = true;
 	save(&r);
 	if (r.rc)
