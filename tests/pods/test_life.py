@@ -21,7 +21,7 @@ def kernel(node, name, cmdline=""):
 
 def no_failures(pod):
     text = pod.log()
-    assert "\nok " in text and "\nfail" not in text and "done" in text.splitlines(), text
+    assert re.search(r"^ok ", text, re.M) and "\nfail" not in text and "done" in text.splitlines(), text
 
 
 def test_from_creation_to_removal(node, pods, device):
@@ -147,11 +147,17 @@ def test_a_guest_that_ignores_the_button(node, pods, device):
     assert pod.ended().exit_code == 137
 
 
-def test_a_guest_that_crashes(node, pods, device):
-    kernel(node, "reset", "how=triple")
-    pod = pods(annotations={"vm.coracle.dev/mode": "block"}).start(devices=[(ROOT, device())])
-    pod.stop(timeout=1)
-    assert pod.ended().exit_code in (0, 3, 137)
+@pytest.mark.parametrize("where", ["node", "image"])
+@pytest.mark.parametrize("how", ["ged", "triple"])
+def test_a_restart_stays_in_place(node, pods, device, how, where):
+    kernel(node, "reset", f"how={how}")
+    files = {"boot/vmlinuz": guest("reset").read_bytes()} if where == "image" else {"x": b""}
+    if where == "image":
+        node.configure(kernel=None)
+    pod = pods().start(devices=[(ROOT, device())], image=disk_image(node, files))
+    assert pod.ended().exit_code == 0
+    assert re.findall(r"^start \d", pod.log(), re.M) == ["start 1", "start 2"]
+    no_failures(pod)
 
 
 def test_sandbox_stopped_with_a_machine_in_it(node, pods, device):
