@@ -184,7 +184,7 @@ lint: man ## C layout, shell scripts, Python, manual page
 	@clang-format-14 --dry-run -Werror $(C_FILES)
 	@shellcheck $(SH_FILES)
 	@$(PYTHON) -m pyflakes $(sort $(PY_FILES))
-	@mandoc -T lint -W warning $(B)/gen/coracle.1
+	@mandoc -T lint -W warning $(B)/gen/coracle.1 docs/coracle.json.5
 
 format: ## lay out all C files as .clang-format says
 	clang-format-14 -i $(C_FILES)
@@ -215,6 +215,7 @@ install: all man completion ## install under PREFIX (/usr/local), below DESTDIR
 	install -Dm755 $(B)/coracle $(DESTDIR)$(PREFIX)/bin/coracle
 	install -Dm755 $(B)/$(SHIM) $(DESTDIR)$(PREFIX)/bin/$(SHIM)
 	install -Dm644 $(B)/gen/coracle.1 $(DESTDIR)$(PREFIX)/share/man/man1/coracle.1
+	install -Dm644 docs/coracle.json.5 $(DESTDIR)$(PREFIX)/share/man/man5/coracle.json.5
 	install -Dm644 $(B)/gen/coracle.bash \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/coracle
 	install -Dm644 docs/config.schema.json $(DESTDIR)$(PREFIX)/share/coracle/config.schema.json

@@ -3,6 +3,10 @@
  *
  * One thread, one loop. Children are reaped on SIGCHLD, whichever they are, so none can be missed;
  * SIGTERM, which a node sends to everything when it shuts down, presses the power buttons.
+ *
+ * A daemon without any task is one that containerd has forgotten: it was killed between `start` and
+ * Create, or between Delete and Shutdown, and will never ask for either again. So it ends by itself after
+ * a while.
  */
 #include <signal.h>
 #include <stdlib.h>
@@ -17,7 +21,8 @@
 #include "k8s-shim/service.h"
 #include "k8s-shim/shim.h"
 
-#define SEC UINT64_C(1000000000)
+#define SEC  UINT64_C(1000000000)
+#define IDLE (15 * SEC)
 
 struct daemon {
 	struct loop *loop;
@@ -26,7 +31,7 @@ struct daemon {
 	struct service service;
 	int signal_fd;
 	struct loop_watch signal_watch;
-	struct loop_timer last;
+	struct loop_timer last, idle;
 };
 
 static void reap(struct daemon *d)
@@ -96,6 +101,22 @@ static void shut_down(void *opaque)
 	events_when_drained(d->pod.events, stop, d);
 }
 
+static void on_idle(struct loop_timer *t)
+{
+	log_info("no task for a while: nobody needs this shim");
+	stop((struct daemon *)((char *)t - offsetof(struct daemon, idle)));
+}
+
+static void on_change(struct pod *p)
+{
+	struct daemon *d = (struct daemon *)((char *)p - offsetof(struct daemon, pod));
+
+	if (LIST_EMPTY(&p->tasks))
+		loop_timer_arm(&d->idle, IDLE, 0);
+	else
+		loop_timer_disarm(&d->idle);
+}
+
 static char *events_address(const struct shim_args *a)
 {
 	const char *given = getenv("TTRPC_ADDRESS");
@@ -132,19 +153,28 @@ static int set_up(struct daemon *d, const struct shim_args *a, int fd, struct er
 		return err->code;
 	int rc = loop_timer_init(d->loop, &d->last, on_last, err);
 
-	return rc ? rc : watch_signals(d, err);
+	if (!rc)
+		rc = loop_timer_init(d->loop, &d->idle, on_idle, err);
+	if (rc)
+		return rc;
+	d->pod.on_change = on_change;
+	on_change(&d->pod);
+	return watch_signals(d, err);
 }
 
 static void tear_down(struct daemon *d)
 {
 	struct task *t;
 
+	d->pod.on_change = NULL;
 	while ((t = LIST_FIRST(&d->pod.tasks)))
 		task_free(t);
 	ttrpc_server_free(d->server);
 	events_free(d->pod.events);
 	if (d->last.fd >= 0)
 		loop_timer_fini(&d->last);
+	if (d->idle.fd >= 0)
+		loop_timer_fini(&d->idle);
 	if (d->loop) {
 		loop_remove(&d->signal_watch);
 		loop_free(d->loop);
@@ -154,7 +184,10 @@ static void tear_down(struct daemon *d)
 
 int shim_serve(const struct shim_args *a, int fd, const char *path)
 {
-	struct daemon d = { .signal_fd = -1, .signal_watch = { .fd = -1 }, .last = { .fd = -1 } };
+	struct daemon d = { .signal_fd = -1,
+			    .signal_watch = { .fd = -1 },
+			    .last = { .fd = -1 },
+			    .idle = { .fd = -1 } };
 	struct err err = { 0 };
 
 	prctl(PR_SET_CHILD_SUBREAPER, 1);

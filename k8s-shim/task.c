@@ -159,6 +159,8 @@ void task_create(struct pod *p, const Pb__CreateTaskRequest *r, struct ttrpc_cal
 	t->pod = p;
 	STAILQ_INIT(&t->waiters);
 	LIST_INSERT_HEAD(&p->tasks, t, link);
+	if (p->on_change)
+		p->on_change(p);
 	if (create(t, r, &err)) {
 		log_err("%s: %s", r->id, err.msg);
 		ttrpc_fail_err(call, &err);

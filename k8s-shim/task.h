@@ -51,6 +51,7 @@ struct pod {
 	struct events *events;
 	const char *address, *ns; /* containerd's */
 	LIST_HEAD(, task) tasks;
+	void (*on_change)(struct pod *p); /* there is one task more or less; NULL: nobody minds */
 };
 
 struct task *task_find(const struct pod *p, const char *id); /* NULL: none */

@@ -62,6 +62,7 @@ static void answer_waiters(struct task *t)
 void task_free(struct task *t)
 {
 	struct err gone = { 0 };
+	struct pod *p = t->pod;
 
 	err_set(&gone, ENOENT, "task %s has gone", t->id ? t->id : "?");
 	ttrpc_fail_err(t->create_call, &gone);
@@ -81,6 +82,8 @@ void task_free(struct task *t)
 	free(t->out);
 	free(t->err);
 	free(t);
+	if (p->on_change)
+		p->on_change(p);
 }
 
 /* ---- delete ---- */
