@@ -9,6 +9,7 @@
  * Everything that is missing is fine; so may be the bundle itself.
  */
 #include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,14 +47,26 @@ static void clear_cgroup(const struct bundle *b)
 	cgroup_fini(&cg);
 }
 
-/* The pod's daemon, if it was killed, could not take its socket away. */
-static void clear_socket(const struct shim_args *a)
+/* The daemon of a pod. false: it has gone, and its socket has, now. */
+static bool daemon_lives(const struct shim_args *a, const char *pod)
 {
 	struct err err = { 0 };
-	cleanup_free char *path = shim_socket_path(a->address, a->ns, a->id, &err);
+	cleanup_free char *path = shim_socket_path(a->address, a->ns, pod, &err);
 
-	if (path && !shim_socket_answers(path))
-		unlink(path);
+	if (!path || shim_socket_answers(path))
+		return true;
+	unlink(path);
+	return false;
+}
+
+/*
+ * A daemon that lives has taken its rules out of the namespace, and may have made new ones for the next
+ * container.
+ */
+static void clear_network(const struct shim_args *a, const struct bundle *b)
+{
+	if (b->netns && !b->sandbox && !daemon_lives(a, b->in_pod ? b->sandbox_id : a->id))
+		pod_net_sweep(b->netns);
 }
 
 static void clear(const struct shim_args *a, const char *dir)
@@ -64,14 +77,13 @@ static void clear(const struct shim_args *a, const char *dir)
 
 	if (!bundle_load(&b, dir, &err)) {
 		clear_cgroup(&b);
-		if (b.netns && !b.sandbox)
-			pod_net_sweep(b.netns);
+		clear_network(a, &b);
 		bundle_fini(&b);
 	}
 	rootfs_unmount(dir);
 	if (state)
 		state_dir_remove(state);
-	clear_socket(a);
+	daemon_lives(a, a->id);
 }
 
 static int print_response(struct err *err)

@@ -49,8 +49,10 @@ static int parse(struct shim_args *a, int argc, char **argv, const char **comman
 		}
 		while (*name == '-')
 			name++, n--;
-		if (n == 5 && !strncmp(name, "debug", n))
+		if (n == 5 && !strncmp(name, "debug", n)) {
+			a->debug = true;
 			continue;
+		}
 		for (size_t k = 0; k < sizeof(options) / sizeof(options[0]); k++)
 			if (strlen(options[k].name) == n && !strncmp(options[k].name, name, n))
 				to = options[k].to;
@@ -63,7 +65,7 @@ static int parse(struct shim_args *a, int argc, char **argv, const char **comman
 
 int main(int argc, char **argv)
 {
-	struct shim_args a = { "", "", "", "" };
+	struct shim_args a = { "", "", "", "", false };
 	struct err err = { 0 };
 	const char *command;
 	int status = 2;

@@ -190,6 +190,7 @@ int shim_serve(const struct shim_args *a, int fd, const char *path)
 			    .idle = { .fd = -1 } };
 	struct err err = { 0 };
 
+	log_set_level(a->debug ? LOG_DEBUG : LOG_INFO);
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	prctl(PR_SET_NAME, "coracle-shim");
 	int rc = set_up(&d, a, fd, &err);

@@ -4,11 +4,14 @@
 #ifndef K8S_SHIM_SHIM_H
 #define K8S_SHIM_SHIM_H
 
+#include <stdbool.h>
+
 #include "base/err.h"
 
 /* As containerd gives them. */
 struct shim_args {
 	const char *ns, *address, *id, *bundle; /* "" where not given */
+	bool debug;
 };
 
 /* The process's exit status; each prints what containerd reads, and nothing else. */

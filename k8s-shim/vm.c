@@ -94,7 +94,7 @@ static int open_net(struct vm *v, struct loop *loop, struct err *err)
 	struct resolv r;
 
 	if (!o.netns)
-		return 0; /* hostNetwork: a machine cannot share the node's interfaces */
+		return 0; /* not in a pod, and not asked for */
 	resolv_read(&r, m ? m->source : NULL);
 	if (v->bundle->hostname)
 		o.hostname = v->bundle->hostname;

@@ -71,6 +71,14 @@ def test_shim_killed(node, running):
     node.check_clean()
 
 
+def test_node_shuts_down(node, running):
+    """A node sends SIGTERM to everything: the guest gets to shut down."""
+    for pid in daemons(node):
+        os.kill(pid, signal.SIGTERM)
+    assert running.ended().exit_code == 0
+    assert "ok button" in running.log()
+
+
 def test_pods_own_process_killed(node, running):
     kill(set(ours(SHIM, node)) - set(daemons(node)))
     until("the pod is not ready", lambda: node.cri(

@@ -377,6 +377,14 @@ def test_the_guest_has_the_pods_address(node, pods, device):
                    stdout=subprocess.DEVNULL)
 
 
+def test_host_network(node, pods, device):
+    """The node's interfaces stay the node's."""
+    pod = pods(linux={"cgroup_parent": f"/{node.name}",
+                      "security_context": {"namespace_options": {"network": 2}}})
+    with pytest.raises(cri.Refused, match="leave hostNetwork out of its spec"):
+        pod.start(devices=[(ROOT, device())])
+
+
 # ---- refused ----
 
 def test_one_device_in_two_pods(node, pods, device):
