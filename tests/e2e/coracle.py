@@ -191,9 +191,6 @@ class Coracle:
         """Until it listens, which is before the first message, whatever that is."""
         self.err.wait_for(lambda data: True if data or os.path.exists(self.socket_path) else None,
                           TIMEOUT)
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(self.socket_path):  # its name is there a moment before it listens
-                self.err.wait_for(lambda data: True if data else None, TIMEOUT)
 
     def call(self, method, **params):
         """The result of a request. Raises ControlError."""
