@@ -182,7 +182,7 @@ layers: ## check that includes point one way
 
 lint: man ## C layout, shell scripts, Python, manual page
 	@clang-format-14 --dry-run -Werror $(C_FILES)
-	@shellcheck $(SH_FILES)
+	@shellcheck -x $(SH_FILES)
 	@$(PYTHON) -m pyflakes $(sort $(PY_FILES))
 	@mandoc -T lint -W warning $(B)/gen/coracle.1 docs/coracle.json.5
 
