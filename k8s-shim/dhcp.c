@@ -2,16 +2,16 @@
  * dhcp.c - DHCP for one NIC with one address
  *
  * The guest gets the pod's first IPv4 address; DHCP knows only one. Nothing is remembered between
- * messages: what the answer is follows from the message and the NIC alone, so there's no state that a
- * guest could exhaust or a restarted shim lose.
+ * messages: what the answer is follows from the message and the NIC alone, so there's no state
+ * that a guest could exhaust or a restarted shim lose.
  *
- * Routes are told twice. Option 121 has all of them, those on the link with next hop 0.0.0.0, which is
- * how a gateway outside of the address's network (ptp plugin, Calico's 169.254.1.1) becomes reachable.
- * Clients that ask for it ignore option 3, which is for the others (RFC 3442).
+ * Routes are told twice. Option 121 has all of them, those on the link with next hop 0.0.0.0,
+ * which is how a gateway outside of the address's network (ptp plugin, Calico's 169.254.1.1)
+ * becomes reachable. Clients that ask for it ignore option 3, which is for the others (RFC 3442).
  *
- * The server calls itself by the gateway's address: it is one that the guest will not use itself, and
- * needs no name of ours in the pod's network. No checksum of what comes in is verified: guests leave
- * them to the (virtual) hardware.
+ * The server calls itself by the gateway's address: it is one that the guest will not use itself,
+ * and needs no name of ours in the pod's network. No checksum of what comes in is verified:
+ * guests leave them to the (virtual) hardware.
  */
 #include <arpa/inet.h>
 

@@ -1,9 +1,9 @@
 /*
  * neigh.c - answer for every neighbour on a link that knows no neighbours
  *
- * The answer is always the NIC's own MAC address. That is what a kernel uses on such a link, and what
- * another container on the same parent expects in what it gets: ipvlan hands a frame over without
- * rewriting it, and one for another MAC address would be dropped there.
+ * The answer is always the NIC's own MAC address. That is what a kernel uses on such a link, and
+ * what another container on the same parent expects in what it gets: ipvlan hands a frame over
+ * without rewriting it, and one for another MAC address would be dropped there.
  *
  * No answer for the guest's own addresses and for probes without a sender: they'd say that somebody
  * else has the guest's address.

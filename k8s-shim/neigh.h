@@ -1,8 +1,8 @@
 /*
  * neigh.h - answer for every neighbour on a link that knows no neighbours
  *
- * A link with IFF_NOARP (ipvlan in mode l3 or l3s) routes by IP alone, but the guest's NIC is an ordinary
- * Ethernet one and asks. Pure: frames in, frames out.
+ * A link with IFF_NOARP (ipvlan in mode l3 or l3s) routes by IP alone, but the guest's NIC is an
+ * ordinary Ethernet one and asks. Pure: frames in, frames out.
  */
 #ifndef K8S_SHIM_NEIGH_H
 #define K8S_SHIM_NEIGH_H

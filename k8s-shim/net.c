@@ -1,14 +1,14 @@
 /*
  * net.c - the pod's network interfaces as the machine's NICs
  *
- * Nothing in the pod's namespace is changed but what can be found again without a memory of it: taps by
- * their names, rules by their priorities. So opening begins with sweeping, and a shim that was killed in
- * the middle needs no journal.
+ * Nothing in the pod's namespace is changed but what can be found again without a memory of it:
+ * taps by their names, rules by their priorities. So opening begins with sweeping, and a shim
+ * that was killed in the middle needs no journal.
  *
- * A link also gets the flag ALLMULTI: macvlan and ipvlan (and real NICs) pass on only multicast frames that
- * somebody in the namespace has joined, while the guest joins groups of its own, those of its IPv6
- * addresses first of all. Closing takes back only a flag that opening has set; a sweep, which cannot know,
- * takes it from every link that had our rules.
+ * A link also gets the flag ALLMULTI: macvlan and ipvlan (and real NICs) pass on only multicast
+ * frames that somebody in the namespace has joined, while the guest joins groups of its own,
+ * those of its IPv6 addresses first of all. Closing takes back only a flag that opening has set;
+ * a sweep, which cannot know, takes it from every link that had our rules.
  */
 #include <net/if.h>
 #include <netlink/socket.h>
@@ -25,19 +25,24 @@
 
 /* ---- inside the namespace ---- */
 
-static void sweep(struct nl_sock *nl)
+/* Rules of ours, but not of links whose tap is there. */
+static void sweep_rules(struct nl_sock *nl)
 {
 	int index[LINKS_MAX];
-	int count;
+	int count = net_links_list(nl, index, LINKS_MAX, NULL);
 
-	net_taps_remove(nl);
-	count = net_links_list(nl, index, LINKS_MAX, NULL);
 	for (int i = 0; i < count; i++)
-		if (net_tc_clear(nl, index[i]))
+		if (!net_tap_in_use(index[i]) && net_tc_clear(nl, index[i]))
 			net_link_change(nl, index[i], 0, IFF_ALLMULTI, 0);
 }
 
-/* A NIC without an IPv4 address is told none: its DHCP is between the guest and the pod's network. */
+static void sweep(struct nl_sock *nl)
+{
+	net_taps_remove(nl);
+	sweep_rules(nl);
+}
+
+/* A NIC without an IPv4 address is told none: its DHCP is the guest's and the network's. */
 static uint16_t bypass(const struct nic *nic, uint16_t port)
 {
 	for (unsigned i = 0; i < nic->pub.naddrs; i++)
@@ -113,7 +118,7 @@ static int sweep_inside(void *arg, struct err *err)
 
 	if (!nl)
 		return -EIO;
-	sweep(nl);
+	sweep_rules(nl);
 	nl_socket_free(nl);
 	return 0;
 }

@@ -1,15 +1,16 @@
 /*
  * net.h - the pod's network interfaces as the machine's NICs
  *
- * CNI has set up the pod's network namespace before the runtime hears of the pod. For each link in it
- * but lo there is a tap of the same MTU and a redirection by tc both ways, so the guest has the link's
- * own MAC address and is to the network what an ordinary container would be. A responder on each tap
- * tells the guest its addresses (DHCP, router advertisements).
+ * CNI has set up the pod's network namespace before the runtime hears of the pod. For each link
+ * in it but lo there is a tap of the same MTU and a redirection by tc both ways, so the guest has
+ * the link's own MAC address and is to the network what an ordinary container would be. A
+ * responder on each tap tells the guest its addresses (DHCP, router advertisements).
  *
- * Everything runs on the caller's thread and loop, but what has to be done inside the namespace: a
- * thread that ends before the call returns does that, so the shim's own threads never leave the host's.
- * The order in the shim: open when the container is created, hand the tap descriptors to the
- * machine, close after the machine has ended (task_exit.c); the pod may then start another one.
+ * Everything runs on the caller's thread and loop, but what has to be done inside the namespace:
+ * a thread that ends before the call returns does that, so the shim's own threads never leave the
+ * host's. The order in the shim: open when the container is created, hand the tap descriptors to
+ * the machine, close after the machine has ended (task_exit.c); the pod may then start another
+ * one.
  */
 #ifndef K8S_SHIM_NET_H
 #define K8S_SHIM_NET_H
@@ -42,8 +43,8 @@ struct pod_addr {
 	int family; /* AF_INET, AF_INET6; link-local ones are not listed */
 	uint8_t addr[16];
 	/*
-	 * 32 or 128 where the pod has no route to the address's network by the link (ptp plugin, Calico):
-	 * the guest must not look for its neighbours there either.
+	 * 32 or 128 where the pod has no route to the address's network by the link (ptp plugin,
+	 * Calico): the guest must not look for its neighbours there either.
 	 */
 	unsigned prefix;
 };
@@ -63,9 +64,9 @@ struct pod_nic {
 	uint8_t mac[6];
 	unsigned mtu;
 	/*
-	 * Open tap descriptors, close-on-exec, IFF_NO_PI and IFF_VNET_HDR set, one a queue pair: the
-	 * machine inherits dup()s of them, all of them, or frames get lost. The tap goes away with the
-	 * last descriptor.
+	 * Open tap descriptors, close-on-exec, IFF_NO_PI and IFF_VNET_HDR set, one a queue pair:
+	 * the machine inherits dup()s of them, all of them, or frames get lost. The tap goes away
+	 * with the last descriptor.
 	 */
 	const int *taps;
 	unsigned ntaps;
@@ -76,8 +77,8 @@ struct pod_nic {
 };
 
 /*
- * Make the NICs of the namespace. A namespace with no link but lo is fine: no NICs. On error nothing is
- * left behind. -ENOENT: the namespace has gone; -errno with the link named.
+ * Make the NICs of the namespace. A namespace with no link but lo is fine: no NICs. On error
+ * nothing is left behind. -ENOENT: the namespace has gone; -errno with the link named.
  */
 int pod_net_open(const struct pod_net_options *o, struct loop *loop, struct pod_net **out,
 		 struct err *err);
@@ -92,8 +93,10 @@ char *pod_net_config(const struct pod_net *n);
 void pod_net_close(struct pod_net *n);
 
 /*
- * Take away what a shim that was killed has left in the namespace (taps go by themselves, tc rules do
- * not). Called by `containerd-shim-coracle-v2 delete`; idempotent, and a namespace that has gone is fine.
+ * Take away what a shim that was killed has left in the namespace (taps go by themselves, tc
+ * rules do not). Called by `containerd-shim-coracle-v2 delete`; idempotent, and a namespace that
+ * has gone is fine. The NICs of a machine that lives stay: `delete` also comes for a container
+ * refused beside it.
  */
 void pod_net_sweep(const char *netns);
 

@@ -1,14 +1,15 @@
 /*
  * net_links.c - what CNI has put into the pod's namespace
  *
- * A link becomes a NIC if it carries Ethernet frames, is up and stands alone: lo, tunnels that every
- * namespace has once their driver is loaded, ports of a bridge in the pod and VPN taps of sidecars do not.
+ * A link becomes a NIC if it carries Ethernet frames, is up and stands alone: lo, tunnels that
+ * every namespace has once their driver is loaded, ports of a bridge in the pod and VPN taps of
+ * sidecars do not.
  *
- * What is read is turned into what a guest has to do to behave as the pod would. The network of an
- * address is on the link only where the pod has a route that says so; otherwise the guest would look for
- * its neighbours where nobody answers. A gateway that no on-link route reaches (flag onlink) gets one of
- * its own. Addresses and routes made from router advertisements are left out: the router's
- * advertisements go on to the guest.
+ * What is read is turned into what a guest has to do to behave as the pod would. The network of
+ * an address is on the link only where the pod has a route that says so; otherwise the guest
+ * would look for its neighbours where nobody answers. A gateway that no on-link route reaches
+ * (flag onlink) gets one of its own. Addresses and routes made from router advertisements are
+ * left out: the router's advertisements go on to the guest.
  */
 #include <net/if.h>
 #include <linux/if_addr.h>

@@ -48,12 +48,14 @@ int net_link_change(struct nl_sock *nl, int index, unsigned set, unsigned unset,
 
 int net_tap_make(struct nl_sock *nl, struct nic *n, unsigned queues, struct err *err);
 void net_taps_remove(struct nl_sock *nl); /* every one of ours, whoever holds it open */
+/* Is link @index a tap of ours, or has it one that somebody holds open? */
+bool net_tap_in_use(int index);
 
 /* ---- tc (net_tc.c) ---- */
 
 /*
- * Send what arrives on @from out of @to, but leave UDP over IPv4 to @bypass_port to the namespace, which
- * has no use for it: between guest and responder DHCP stays on the tap.
+ * Send what arrives on @from out of @to, but leave UDP over IPv4 to @bypass_port to the
+ * namespace, which has no use for it: between guest and responder DHCP stays on the tap.
  */
 int net_tc_redirect(struct nl_sock *nl, int from, int to, uint16_t bypass_port, struct err *err);
 /* Take that back. true: there was one. Other rules stay. */

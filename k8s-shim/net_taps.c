@@ -2,8 +2,8 @@
  * net_taps.c - the taps between the pod's links and the machine
  *
  * Not persistent: a tap lives as long as somebody holds its descriptors, so whatever is killed in
- * whatever order, no tap is left. It is of the pod's namespace but no part of its network: IPv6 is off
- * on it, so the namespace's stack keeps silent towards the guest.
+ * whatever order, no tap is left. It is of the pod's namespace but no part of its network: IPv6
+ * is off on it, so the namespace's stack keeps silent towards the guest.
  */
 #include <fcntl.h>
 #include <net/if.h>
@@ -73,6 +73,16 @@ int net_tap_make(struct nl_sock *nl, struct nic *n, unsigned queues, struct err 
 	return rc ? netlink_err(err, rc, "tap %s does not take the MTU %u of %s", n->tap,
 				n->pub.mtu, n->pub.name) :
 		    0;
+}
+
+bool net_tap_in_use(int index)
+{
+	char name[IF_NAMESIZE];
+
+	if (if_indextoname((unsigned)index, name) && !strncmp(name, TAP_PREFIX, strlen(TAP_PREFIX)))
+		return true;
+	snprintf(name, sizeof(name), TAP_PREFIX "%d", index);
+	return if_nametoindex(name) != 0;
 }
 
 void net_taps_remove(struct nl_sock *nl)

@@ -1,18 +1,19 @@
 /*
  * net_tc.c - frames from a link to a tap and back, by tc
  *
- * A rule on the ingress of either end sends all that arrives there out of the other. That is before the
- * namespace's own stack: it never sees a frame for the guest, so it answers no ARP request, no ping and
- * no TCP segment in the guest's place, though the link keeps its addresses. (It has to: ipvlan delivers
- * by them, macvlan's multicast filter is made from them, and CNI's CHECK looks for them.)
+ * A rule on the ingress of either end sends all that arrives there out of the other. That is
+ * before the namespace's own stack: it never sees a frame for the guest, so it answers no ARP
+ * request, no ping and no TCP segment in the guest's place, though the link keeps its addresses.
+ * (It has to: ipvlan delivers by them, macvlan's multicast filter is made from them, and CNI's
+ * CHECK looks for them.)
  *
- * matchall is the right classifier, u32 with a key that always matches does the same where the kernel
- * lacks it. In front of it a u32 rule without an action lets DHCP through to the namespace's stack, which
- * throws it away: the guest's requests would otherwise reach a DHCP server in the pod's network
- * (macvlan), and its answers race with ours. Without u32 that is so.
+ * matchall is the right classifier, u32 with a key that always matches does the same where the
+ * kernel lacks it. In front of it a u32 rule without an action lets DHCP through to the
+ * namespace's stack, which throws it away: the guest's requests would otherwise reach a DHCP
+ * server in the pod's network (macvlan), and its answers race with ours. Without u32 that is so.
  *
- * The rules are known again by their priorities, so that a shim can take away what one that was killed
- * has left. The qdisc goes with the last rule in it.
+ * The rules are known again by their priorities, so that a shim can take away what one that was
+ * killed has left. The qdisc goes with the last rule in it.
  */
 #include <linux/if_ether.h>
 #include <linux/pkt_cls.h>

@@ -1,11 +1,11 @@
 /*
  * netconfig.c - cloud-init's network-config (version 2) of the pod's NICs
  *
- * It carries what DHCP and router advertisements cannot: IPv6 addresses and their gateway, a link's
- * second address, metrics. NICs are told apart by MAC address and get the names they have in the pod, so
- * that eth0 and net1 (Multus) are in the guest what the pod's annotations call them. Interfaces that
- * share a MAC address (two ipvlan links on one parent) cannot be told apart that way; those are left to
- * DHCP and have no entry.
+ * It carries what DHCP and router advertisements cannot: IPv6 addresses and their gateway, a
+ * link's second address, metrics. NICs are told apart by MAC address and get the names they have
+ * in the pod, so that eth0 and net1 (Multus) are in the guest what the pod's annotations call
+ * them. Interfaces that share a MAC address (two ipvlan links on one parent) cannot be told apart
+ * that way; those are left to DHCP and have no entry.
  *
  * Nothing in it needs quoting for YAML's sake but what comes from names of links, and everything is
  * quoted.

@@ -1,9 +1,9 @@
 /*
  * netns.c - do something inside a network namespace
  *
- * A thread of its own enters the namespace and is gone afterwards. Entering and coming back on the
- * caller's thread would leave the shim in the pod's namespace when coming back fails, and everything
- * it did later would go to the wrong place.
+ * A thread of its own enters the namespace and is gone afterwards. Entering and coming back on
+ * the caller's thread would leave the shim in the pod's namespace when coming back fails, and
+ * everything it did later would go to the wrong place.
  */
 #include <fcntl.h>
 #include <pthread.h>

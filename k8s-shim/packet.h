@@ -72,7 +72,7 @@ static inline void put32(struct put *p, uint32_t v)
 	put16(p, v & 0xffff);
 }
 
-/* Internet checksum (RFC 1071): add up, from 0 or what an earlier part gave (of even length); end. */
+/* Internet checksum (RFC 1071): add up, from 0 or what an earlier part of even length gave. */
 static inline uint32_t sum_add(uint32_t sum, const uint8_t *p, size_t len)
 {
 	for (; len > 1; p += 2, len -= 2)

@@ -1,18 +1,20 @@
 /*
  * ra.c - router advertisements for one NIC
  *
- * They tell the guest which networks are on the link, the MTU, name servers and search domains, and the
- * router where the pod's default gateway is a link-local address: an advertisement's sender *is* the
- * router (RFC 4861, 6.1.2), so it can name no other. With a gateway of another kind the router lifetime
- * is 0, "not a default router". Routes of more specific networks go the same way.
+ * They tell the guest which networks are on the link, the MTU, name servers and search domains,
+ * and the router where the pod's default gateway is a link-local address: an advertisement's
+ * sender *is* the router (RFC 4861, 6.1.2), so it can name no other. With a gateway of another
+ * kind the router lifetime is 0, "not a default router". Routes of more specific networks go the
+ * same way.
  *
- * The address itself doesn't come from here. The pod has exactly one, made by the CNI plugin, while
- * autoconfiguration would give the guest another that the pod network does not know; so no prefix has
- * the autonomous flag. DHCPv6 is not there, and the managed flags, which would have guests wait for it,
- * are not set. Cloud-init's network-config carries address and gateway (netconfig.c).
+ * The address itself doesn't come from here. The pod has exactly one, made by the CNI plugin,
+ * while autoconfiguration would give the guest another that the pod network does not know; so no
+ * prefix has the autonomous flag. DHCPv6 is not there, and the managed flags, which would have
+ * guests wait for it, are not set. Cloud-init's network-config carries address and gateway
+ * (netconfig.c).
  *
- * Where the pod itself got addresses from a router's advertisements those are not in the NIC's list:
- * that router's advertisements reach the guest as they reached the pod.
+ * Where the pod itself got addresses from a router's advertisements those are not in the NIC's
+ * list: that router's advertisements reach the guest as they reached the pod.
  */
 #include <arpa/inet.h>
 

@@ -1,13 +1,15 @@
 /*
  * responder.c - speaks DHCP and neighbour discovery with the guest on one tap
  *
- * A packet socket sees a frame before tc takes it away, and sends out of the tap, which is into the
- * guest. The kernel's filter lets through only what can be for us, and frames on their way to the guest
- * are not looked at at all, so this costs the pod's traffic next to nothing. The socket hears frames of
- * every kind of protocol: one bound to a protocol would get them after tc, that is, never.
+ * A packet socket sees a frame before tc takes it away, and sends out of the tap, which is into
+ * the guest. The kernel's filter lets through only what can be for us, and frames on their way to
+ * the guest are not looked at at all, so this costs the pod's traffic next to nothing. The socket
+ * hears frames of every kind of protocol: one bound to a protocol would get them after tc, that
+ * is, never.
  *
- * A guest that asks without end gets FRAMES_PER_SECOND; then the socket is left alone until the second
- * is over and the kernel drops what does not fit its buffer. The shim has other things to do.
+ * A guest that asks without end gets FRAMES_PER_SECOND; then the socket is left alone until the
+ * second is over and the kernel drops what does not fit its buffer. The shim has other things to
+ * do.
  */
 #include <linux/filter.h>
 #include <linux/if_ether.h>

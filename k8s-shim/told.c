@@ -1,8 +1,9 @@
 /*
  * told.c - what guests are told beyond their addresses
  *
- * These strings come from the pod's spec and end in packets and in YAML, so only what can be a name
- * passes. A wrong one is no reason to keep the pod from starting: an ordinary container would start, too.
+ * These strings come from the pod's spec and end in packets and in YAML, so only what can be a
+ * name passes. A wrong one is no reason to keep the pod from starting: an ordinary container
+ * would start, too.
  */
 #include <arpa/inet.h>
 #include <ctype.h>

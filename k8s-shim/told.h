@@ -1,7 +1,8 @@
 /*
  * told.h - what guests are told beyond their addresses: host name, name servers, search domains
  *
- * Checked once when the pod's network is opened; the responders and cloud-init's configuration say it.
+ * Checked once when the pod's network is opened; the responders and cloud-init's configuration
+ * say it.
  */
 #ifndef K8S_SHIM_TOLD_H
 #define K8S_SHIM_TOLD_H

@@ -1,9 +1,9 @@
 /*
  * fuzz_dhcp.c - what a guest may send on its tap: DHCP, router and neighbour solicitations, ARP
  *
- * The first byte chooses the NIC, the rest is the frame. An answer must be well-formed: of whole headers
- * with right lengths, a DHCP one with options up to an end, one of neighbour discovery with options that
- * fill it.
+ * The first byte chooses the NIC, the rest is the frame. An answer must be well-formed: of whole
+ * headers with right lengths, a DHCP one with options up to an end, one of neighbour discovery
+ * with options that fill it.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -1,15 +1,17 @@
 /*
  * pod.c - a guest on a pod's network: asks DHCP who it is, then answers as any host would
  *
- * For each NIC it prints what it was told, in one line by DHCP and in one by a router's advertisement if
- * there is one, then "ready". From then on it answers ARP, ping, ping -6 and TCP and UDP echoes (port 7,
- * one connection at a time) and does what the serial port says, a line each:
+ * For each NIC it prints what it was told, in one line by DHCP and in one by a router's
+ * advertisement if there is one, then "ready". From then on it answers ARP, ping, ping -6 and TCP
+ * and UDP echoes (port 7, one connection at a time) and does what the serial port says, a line
+ * each:
  *
  *	ping NIC A.B.C.D	by the routes DHCP has given; "pong A.B.C.D" or a failure
  *	again NIC		a new DHCP exchange, without a DISCOVER
  *	quit
  *
- * The command line says "nics=N", and "ip6_N=" with 32 hexadecimal digits for an IPv6 address of NIC N.
+ * The command line says "nics=N", and "ip6_N=" with 32 hexadecimal digits for an IPv6 address of
+ * NIC N.
  */
 #include "virtio.h"
 

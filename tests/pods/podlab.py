@@ -1,8 +1,9 @@
 """podlab.py - a node's network without a node: namespaces, real CNI plugins, the pod's NICs
 
-A Lab is a namespace that stands for the node. Pods are namespaces that the CNI plugins of the package
-containernetworking-plugins join to it; peers are the same for plain programs. tests/pods/podnet.c does
-with a pod what the shim does. Everything is named after this process and goes away with the Lab.
+A Lab is a namespace that stands for the node. Pods are namespaces that the CNI plugins of the
+package containernetworking-plugins join to it; peers are the same for plain programs.
+tests/pods/podnet.c does with a pod what the shim does. Everything is named after this process and
+goes away with the Lab.
 """
 import contextlib
 import ctypes
@@ -334,7 +335,8 @@ def discover(mac, xid, vlan=None):
     bootp = struct.pack("!BBBBI", 1, 1, 6, 0, xid) + bytes(20) + mac + bytes(202)
     bootp += bytes.fromhex("63825363350101ff")
     udp = struct.pack("!HHHH", 68, 67, 8 + len(bootp), 0) + bootp
-    ip = bytearray(struct.pack("!BBHHHBBHII", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, 0, 0xffffffff))
+    ip = bytearray(struct.pack("!BBHHHBBHII", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, 0,
+                               0xffffffff))
     struct.pack_into("!H", ip, 10, checksum(bytes(ip)))
     tag = struct.pack("!HH", 0x8100, vlan) if vlan else b""
     return b"\xff" * 6 + mac + tag + b"\x08\0" + bytes(ip) + udp

@@ -5,10 +5,10 @@
  *                     [--config FILE] -- COMMAND...
  *        podnet --sweep NETNS
  *
- * Opens the NICs of a namespace, answers on them, and runs a command, in whose arguments {fd0}, {mac0},
- * {mtu0}, {name0} and so on stand for what the NICs have; {fds0} is for all descriptors of one, with
- * commas. When the command has ended the NICs are closed, and its exit status is this one's. If this is
- * killed so is the command, but with --orphan.
+ * Opens the NICs of a namespace, answers on them, and runs a command, in whose arguments {fd0},
+ * {mac0}, {mtu0}, {name0} and so on stand for what the NICs have; {fds0} is for all descriptors
+ * of one, with commas. When the command has ended the NICs are closed, and its exit status is
+ * this one's. If this is killed so is the command, but with --orphan.
  */
 #include <signal.h>
 #include <stdio.h>

@@ -1,8 +1,8 @@
-"""test_debian_net.py - a Debian guest on the pod's network, and every kind of link on its host's kernel
+"""test_debian_net.py - a Debian guest on the pod's network; every kind of link on a user's kernel
 
 Tests of test_net.py run here again, for a kernel as users have it: with matchall, ipvlan and KVM in
-hardware. Then a guest with systemd-networkd, whose DHCP client is none of ours, on a ptp network and,
-as its second NIC, a bridge the way Multus users ask for one.
+hardware. Then a guest with systemd-networkd, whose DHCP client is none of ours, on a ptp network
+and, as its second NIC, a bridge the way Multus users ask for one.
 """
 import contextlib
 import json
@@ -19,8 +19,8 @@ from test_net import (fixture_lab, test_calico, test_classifier, test_close_rest
                       test_network, test_stack_is_silent)
 
 __all__ = ("fixture_lab", "test_calico", "test_classifier", "test_close_restores",
-           "test_dhcp_stays_on_the_tap", "test_killed", "test_machines_on_one_parent", "test_network",
-           "test_stack_is_silent")
+           "test_dhcp_stays_on_the_tap", "test_killed", "test_machines_on_one_parent",
+           "test_network", "test_stack_is_silent")
 
 WHY_NOT = why_not() or test_net.WHY_NOT
 pytestmark = [pytest.mark.debian, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
@@ -142,7 +142,8 @@ def iperf(client, address, *args):
 
 def test_iperf(debian):
     """Both ways, with the offloads a guest negotiates: checksums and big segments on a veth."""
-    for args in (("-n", "4M"), ("-n", "4M", "-R"), ("-6", "-n", "4M"), ("-n", "1M", "-u", "-b", "0")):
+    for args in (("-n", "4M"), ("-n", "4M", "-R"), ("-6", "-n", "4M"),
+                 ("-n", "1M", "-u", "-b", "0")):
         debian.machine.sh("iperf3 -s -D --one-off >/dev/null; "
                           "until ss -Hltn sport = 5201 | grep -q .; do sleep 0.1; done")
         address = debian.pod.address(6 if "-6" in args else 4)

@@ -1,5 +1,6 @@
 /*
- * test_shim_ra.c - router advertisements, neighbours that are not there, cloud-init's network-config
+ * test_shim_ra.c - router advertisements, neighbours that are not there, cloud-init's
+ * network-config
  */
 #include "pod_rig.h"
 
