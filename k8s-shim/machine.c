@@ -46,6 +46,7 @@ struct machine {
 	size_t said_len;
 	char reason[SAID_MAX]; /* the last one that was an error, or any */
 	bool reason_is_error;
+	struct log_limit io_errors;
 	bool crashed; /* the guest did, says the last event */
 };
 
@@ -100,6 +101,9 @@ static void on_event(void *opaque, const char *method, struct json_object *param
 	struct machine *m = opaque;
 	struct json_object *reason = NULL;
 
+	if (!strcmp(method, "io-error"))
+		log_guest(&m->io_errors, "[%d] io-error: %s", (int)m->pid,
+			  json_object_to_json_string_ext(params, JSON_C_TO_STRING_PLAIN));
 	if (strcmp(method, "shutdown"))
 		return;
 	json_object_object_get_ex(params, "reason", &reason);

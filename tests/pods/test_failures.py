@@ -62,6 +62,20 @@ def test_machine_killed(node, running):
     assert not left["machines"] and not left["state files"] and not left["mounts"]
 
 
+def test_termination_message(node, pods, device, tmp_path):
+    """Why it ended is where kubelet looks for it; `kubectl describe pod` shows it."""
+    kernel(node, "poweroff", "button")
+    message = tmp_path / "message"
+    message.touch()
+    pod = pods().start(devices=[(ROOT, device())],
+                       mounts=[("/dev/termination-log", str(message))])
+    pod.line("ready")
+    kill([pod.pid()])
+    pod.ended()
+    assert message.read_text() == (
+        "coracle: the machine's process was killed by signal 9 (exit status 137)")
+
+
 def test_shim_killed(node, running):
     machine = running.pid()
     kill(daemons(node))

@@ -385,6 +385,21 @@ def test_host_network(node, pods, device):
         pod.start(devices=[(ROOT, device())])
 
 
+def test_without_a_pod(node, tmp_path):
+    """`ctr run`: a container of its own."""
+    kernel(node, "hello", "exit=halt")
+    (tmp_path / "disk.raw").write_bytes(bytes(MIB))
+    node.ctr("run", "-d", "--runtime", "io.containerd.coracle.v2", "--runtime-config-path",
+             node.dir / "coracle.json", "--mount",
+             f"type=bind,src={tmp_path},dst=/disk,options=rbind:rw", "coracle.test/vm:1", "alone")
+    assert re.search(r"alone\s+\d+\s+RUNNING", node.ctr("tasks", "ls"))
+    node.ctr("tasks", "kill", "-s", "SIGKILL", "alone")
+    until("it has ended", lambda: "STOPPED" in node.ctr("tasks", "ls"))
+    node.ctr("tasks", "rm", "alone")
+    node.ctr("containers", "rm", "alone")
+    node.check_clean()
+
+
 # ---- refused ----
 
 def test_one_device_in_two_pods(node, pods, device):
