@@ -92,7 +92,9 @@ def why_not():
 
 
 class Node:
-    def __init__(self, **config):
+    def __init__(self, prefix=(), **config):
+        """prefix: a command that becomes containerd. config: of the node's coracle.json."""
+        self.prefix = prefix
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="coracle-pods-"))
         self.name = "ct" + uuid.uuid4().hex[:6]  # of the bridge and the cgroup
         self.process = self.cri = None
@@ -130,7 +132,7 @@ class Node:
         (self.dir / "run").mkdir(mode=0o700, exist_ok=True)
         with open(self.dir / "containerd.log", "ab") as log:
             self.process = subprocess.Popen(
-                ["containerd", "--config", str(self.dir / "config.toml"), "--log-level", "debug"],
+                [*self.prefix, "containerd", "--config", str(self.dir / "config.toml"), "--log-level", "debug"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
         self.cri = cri.Cri(self.dir / "containerd.sock", TIMEOUT)
         until("containerd is ready", self._ready)

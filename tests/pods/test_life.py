@@ -1,6 +1,7 @@
 """test_life.py - a pod's life is a machine's life, on a real containerd"""
 import json
 import os
+import pathlib
 import re
 import subprocess
 import threading
@@ -8,7 +9,7 @@ import threading
 import pytest
 
 import cri
-from node import TIMEOUT, guest, until
+from node import TIMEOUT, Node, Pod, guest, until, why_not
 from stream import Attached
 
 MIB = 1 << 20
@@ -398,6 +399,43 @@ def test_without_a_pod(node, tmp_path):
     node.ctr("tasks", "rm", "alone")
     node.ctr("containers", "rm", "alone")
     node.check_clean()
+
+
+# ---- control groups of version 2 ----
+
+UNIFIED = ("unshare", "-m", "sh", "-c", "umount -l /sys/fs/cgroup && "
+           "mount -t cgroup2 none /sys/fs/cgroup && exec \"$@\"", "sh")
+
+
+@pytest.mark.parametrize("parent", ["/{}", "/{}.slice"])
+def test_version_2_groups(device, parent):
+    """A node whose /sys/fs/cgroup is of version 2, with controllers or without."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    if subprocess.run([*UNIFIED, "true"], check=False, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("control groups of version 2 cannot be mounted here")
+    node = Node(prefix=UNIFIED, kernel=str(guest("hello")), cmdline="exit=halt")
+    try:
+        parent = parent.format(node.name)
+        pod = Pod(node, linux={"cgroup_parent": parent}).run().start(devices=[(ROOT, device())])
+        pod.line("done")
+        below = (f"{parent}/cri-containerd-{pod.container}.scope" if parent.endswith(".slice")
+                 else f"{parent}/{pod.container}")
+        with open(f"/proc/{pod.pid()}/cgroup", encoding="ascii") as f:
+            assert f"0::{below}\n" in f.read()
+        assert "memory" in node.ctr("tasks", "metrics", pod.container)
+        stats = node.cri("ContainerStats", container_id=pod.container).stats
+        assert stats.cpu.usage_core_nano_seconds.value > 0
+        groups = [p for p in pathlib.Path("/sys/fs/cgroup").glob(f"**{below}")]
+        assert groups
+        pod.remove()
+        assert not any(p.exists() for p in groups)
+        node.check_clean()
+    finally:
+        node.close()
+        for path in pathlib.Path("/sys/fs/cgroup").glob(f"**/{node.name}.slice"):
+            path.rmdir()
 
 
 # ---- refused ----
