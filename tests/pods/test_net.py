@@ -506,12 +506,12 @@ def test_killed(lab, orphan):
     first = holder(pod, *(["--orphan"] if orphan else []))
     first.kill()
     first.wait()
-    assert pod.state() != before
     if orphan:
         during = pod.state()
         sweep(pod)
         assert pod.state() == during
-    end_orphan(pod, first)
+    end_holder(pod, first)
+    assert pod.state() != before
     sweep(pod)
     assert pod.state() == before
     sweep(pod)
@@ -534,8 +534,8 @@ def taps(pod):
     return sum(l["ifname"].startswith("cortap") for l in pod.json("ip", "-j", "link"))
 
 
-def end_orphan(pod, process):
-    """What outlived podnet ends, and the tap with it."""
+def end_holder(pod, process):
+    """What podnet started ends, now or because podnet was killed, and the tap with it."""
     process.stdin.close()
     process.stdout.close()
     end, turn = time.monotonic() + TIMEOUT, threading.Event()
