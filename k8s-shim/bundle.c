@@ -135,6 +135,7 @@ static void read_resources(struct bundle *b)
 	b->cpu_quota = (int64_t)(json_u64(quota) & INT64_MAX);
 	b->cpu_period = json_u64(json_at(r, "cpu", "period", NULL));
 	b->cpu_shares = json_u64(json_at(r, "cpu", "shares", NULL));
+	b->cpus = json_text(json_at(r, "cpu", "cpus", NULL));
 	b->has_oom_score = json_object_is_type(score, json_type_int);
 	if (b->has_oom_score)
 		b->oom_score = json_object_get_int(score);

@@ -43,6 +43,7 @@ struct bundle {
 	uint64_t memory; /* bytes; 0: no limit */
 	int64_t cpu_quota;
 	uint64_t cpu_period, cpu_shares; /* 0: not given */
+	const char *cpus;                /* of the node it may run on: "0-3"; NULL: any */
 
 	struct bundle_device *devices;
 	unsigned ndevices;

@@ -293,6 +293,18 @@ int cgroup_set_shares(const struct cgroup *cg, uint64_t shares, struct err *err)
 				     0;
 }
 
+int cgroup_set_cpus(const struct cgroup *cg, const char *cpus, struct err *err)
+{
+	const char *dir = cgroup_dir(cg, "cpuset");
+
+	if (!cpus || !*cpus || !dir)
+		return 0;
+	int rc = write_text(dir, "cpuset.cpus", cpus);
+
+	return rc ? err_set_sys(err, rc, "cannot set cpuset.cpus to \"%.64s\" in %s", cpus, dir) :
+		    0;
+}
+
 int cgroup_make(struct cgroup *cg, uint64_t shares, struct err *err)
 {
 	int rc = 0;

@@ -33,6 +33,8 @@ void cgroup_fini(struct cgroup *cg);
 /* Make the directories, with the CPU weight of @shares (0: leave it). What is there already is fine. */
 int cgroup_make(struct cgroup *cg, uint64_t shares, struct err *err);
 int cgroup_join(const struct cgroup *cg, struct err *err); /* the calling process */
+int cgroup_set_cpus(const struct cgroup *cg, const char *cpus,
+		    struct err *err); /* NULL, "": as it is */
 int cgroup_set_shares(const struct cgroup *cg, uint64_t shares, struct err *err);
 void cgroup_kill(const struct cgroup *cg);  /* SIGKILL to every process in it */
 int cgroup_remove(const struct cgroup *cg); /* 0 or -EBUSY; gone already is fine */

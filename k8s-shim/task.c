@@ -127,7 +127,9 @@ static int fill_in(struct task *t, const Pb__CreateTaskRequest *r, struct err *e
 
 	if (!rc)
 		rc = cgroup_init(&t->cgroup, t->bundle.cgroup, err);
-	return rc ? rc : cgroup_make(&t->cgroup, t->bundle.cpu_shares, err);
+	if (!rc)
+		rc = cgroup_make(&t->cgroup, t->bundle.cpu_shares, err);
+	return rc ? rc : cgroup_set_cpus(&t->cgroup, t->bundle.cpus, err);
 }
 
 static int create(struct task *t, const Pb__CreateTaskRequest *r, struct err *err)

@@ -145,7 +145,8 @@ void task_update(struct task *t, const Pb__Any *resources, struct ttrpc_call *ca
 
 	if (!resources)
 		err_set(&err, EINVAL, "nothing to update");
-	if (r && !check_update(t, r, &err))
+	if (r && !check_update(t, r, &err) &&
+	    !cgroup_set_cpus(&t->cgroup, json_text(json_at(r, "cpu", "cpus", NULL)), &err))
 		cgroup_set_shares(&t->cgroup, json_u64(json_at(r, "cpu", "shares", NULL)), &err);
 	json_object_put(r);
 	if (err.code)

@@ -236,6 +236,12 @@ def test_update(node, pods, device):
              if os.path.exists(f"/sys/fs/cgroup/{c}/{node.name}/{pod.container}/{f}"))
     with open(path, encoding="ascii") as f:
         assert int(f.read()) == (700 if "shares" in path else 1 + 698 * 9999 // 262142)
+    node.cri("UpdateContainerResources", container_id=pod.container, linux={"cpuset_cpus": "0"})
+    if os.path.exists("/sys/fs/cgroup/cpuset"):
+        assert os.sched_getaffinity(pod.pid()) == {0}
+        with pytest.raises(cri.Refused, match="cannot set cpuset.cpus"):
+            node.cri("UpdateContainerResources", container_id=pod.container,
+                     linux={"cpuset_cpus": "4095"})
     with pytest.raises(cri.Refused, match="RAM cannot change while it runs"):
         node.cri("UpdateContainerResources", container_id=pod.container,
                  linux={"memory_limit_in_bytes": 128 * MIB})
