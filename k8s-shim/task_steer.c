@@ -101,8 +101,11 @@ void task_kill(struct task *t, int sig, struct ttrpc_call *call)
 	if (!t->creating && t->status == PB__TASK_STATUS__STOPPED) {
 		ttrpc_fail(call, TTRPC_NOT_FOUND, "task %s has ended already", t->id);
 	} else if (!t->vm) {
-		kill(t->pid, sig);
-		ttrpc_reply(call, &empty.base);
+		if (kill(t->pid, sig))
+			ttrpc_fail(call, TTRPC_INVALID_ARGUMENT, "signal %d: %s", sig,
+				   strerror(errno));
+		else
+			ttrpc_reply(call, &empty.base);
 	} else if (sig == SIGKILL) {
 		t->killed = true;
 		machine_kill(vm_machine(t->vm));

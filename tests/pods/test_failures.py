@@ -357,6 +357,15 @@ def test_nonsense(client, data):
     assert client().call("Connect", field(1, client.pod.id))
 
 
+@pytest.mark.parametrize("number,sentence", [
+    (10, b"means nothing to a machine"), (0, b"means nothing to a machine"),
+    (1 << 31, b"means nothing to a machine")])
+def test_signals_without_a_meaning(client, number, sentence):
+    assert sentence in client().call("Kill", field(1, client.pod.container) + field(3, number))
+    assert b"signal 99: Invalid argument" in client().call(
+        "Kill", field(1, client.pod.id) + field(3, 99))
+
+
 def test_shutdown_of_a_pod_that_lives(client):
     assert client().call("Shutdown", field(1, client.pod.id)) == b""
     assert client().call("Connect")
