@@ -97,6 +97,9 @@ class Node:
         self.prefix = prefix
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="coracle-pods-"))
         self.name = "ct" + uuid.uuid4().hex[:6]  # of the bridge and the cgroup
+        # Another run of the tests may be on this host: its bridge must not have our addresses.
+        a, b = uuid.uuid4().bytes[:2]
+        self.subnet = f"10.{128 + a % 64}.{b}.0/24"
         self.process = self.cri = None
         self.shim = BUILD / SHIM
         self.images = set()
@@ -106,7 +109,7 @@ class Node:
         self.configure()
         self.network("10-pods", {"type": "bridge", "bridge": self.name, "isGateway": True,
                                  "ipam": {"type": "host-local", "dataDir": f"{self.dir}/ipam",
-                                          "ranges": [[{"subnet": "10.213.0.0/16"}]],
+                                          "ranges": [[{"subnet": self.subnet}]],
                                           "routes": [{"dst": "0.0.0.0/0"}]}})
         (self.dir / "config.toml").write_text(CONFIG.format(dir=self.dir))
         self.netns, self.pods = netns(), []
