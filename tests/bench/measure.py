@@ -55,6 +55,7 @@ def tiny(ctx):
     """Start to first output and to exit: hello and a 16-bit guest, against the floor"""
     commands = {
         "floor": [BUILD / "floor"],
+        "chips": [BUILD / "floor", "chips"],
         "hello": [CORACLE, "run", "--quiet", "--memory", "64M", "--kernel", GUESTS / "hello.elf"],
         "flat16": [CORACLE, "run", "--quiet", "--memory", "16M", "--kernel", GUESTS / "flat16.bin",
                    "--kernel-type", "flat16", "--testdev", "on"],
@@ -75,9 +76,11 @@ def tiny(ctx):
             raise BenchError(f"tiny: {names[int(which)]} ended with status {status}\n{run.stderr}")
         samples[names[int(which)]][0].append(float(first) / 1000)
         samples[names[int(which)]][1].append(float(end) / 1000)
-    return [Row("tiny", f"{guest}: start to {what}", "ms", True, "bare KVM program",
-                samples[guest][i], samples["floor"][i])
-            for guest in ("hello", "flat16") for i, what in enumerate(("first output", "exit"))]
+    peers = {"floor": "bare KVM program", "chips": "the same with a PC's chips"}
+    return [Row("tiny", f"{guest}: start to {what}", "ms", True, peers[peer],
+                samples[guest][i], samples[peer][i])
+            for guest in ("hello", "flat16") for peer in peers
+            for i, what in enumerate(("first output", "exit"))]
 
 
 # ---- Debian: start and memory ----
