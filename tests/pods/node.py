@@ -174,13 +174,20 @@ class Node:
         return name
 
     def close(self):
-        if self.cri:
+        """Everything of this node ends, also when a test has left it in a bad state."""
+        with contextlib.suppress(cri.Refused):
             for pod in self.cri("ListPodSandbox").items:
                 self.cri("StopPodSandbox", pod_sandbox_id=pod.id)
                 self.cri("RemovePodSandbox", pod_sandbox_id=pod.id)
-            self.cri.close()
+        self.cri.close()
         self.process.terminate()
         self.process.wait()
+        for pid in ours(SHIM, self) + ours("coracle", self):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for mount in reversed(pathlib.Path("/proc/self/mountinfo").read_text().splitlines()):
+            if mount.split()[4].startswith(f"{self.dir}/"):
+                subprocess.run(["umount", "-l", mount.split()[4]], check=False)
         subprocess.run(["ip", "link", "del", self.name], stderr=subprocess.DEVNULL, check=False)
         for path in pathlib.Path("/sys/fs/cgroup").glob(f"**/{self.name}"):
             with contextlib.suppress(OSError):
