@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "vmm/control_methods.h"
 #include "vmm/exit_status.h"
+#include "vmm/job.h"
 #include "vmm/vm.h"
 
 static void add_u64(struct json_object *o, const char *key, uint64_t value)
@@ -77,6 +78,7 @@ static int info(void *opaque, struct json_object *params, struct json_object **r
 	json_object_object_add(o, "devices", device_list(vm));
 	add_u64(o, "uptime-ms", uptime_ms(vm));
 	add_u64(o, "resets", vm->resets);
+	add_string(o, "job", job_running(vm->job));
 	*result = o;
 	return 0;
 }

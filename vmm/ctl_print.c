@@ -96,6 +96,7 @@ void ctl_print_info(FILE *f, struct json_object *o)
 			text_of(get(kernel, "format"), format, sizeof(format)));
 	row(f, "console", get(o, "console"));
 	row(f, "resets", get(o, "resets"));
+	row(f, "job", get(o, "job"));
 	print_devices(f, get(o, "devices"));
 }
 

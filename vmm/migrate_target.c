@@ -168,14 +168,17 @@ static unsigned arrived(const struct incoming *in)
 int incoming_accept(struct incoming *in, int stop_fd, struct err *err)
 {
 	while (!in->connections || arrived(in) < in->connections) {
-		struct pollfd p[2] = { { .fd = in->listener.l.fd, .events = POLLIN },
-				       { .fd = stop_fd, .events = POLLIN } };
-		int n = poll(p, 2, in->connections ? HANDSHAKE_S * 1000 : -1);
+		struct pollfd p[3] = { { .fd = in->listener.l.fd, .events = POLLIN },
+				       { .fd = stop_fd, .events = POLLIN },
+				       { .fd = in->a[0].fd, .events = POLLRDHUP } };
+		int n = poll(p, 3, in->connections ? HANDSHAKE_S * 1000 : -1);
 
 		if (n < 0 && errno != EINTR)
 			return err_set_sys(err, errno, "cannot wait for a source");
 		if (n > 0 && p[1].revents)
 			return err_set(err, EINTR, "stopped while waiting for a source");
+		if (n > 0 && p[2].revents)
+			return err_set(err, ECONNRESET, "the source has gone before it began");
 		if (!n)
 			return err_set(err, ETIMEDOUT,
 				       "only %u of the source's %u connections came", arrived(in),

@@ -381,10 +381,12 @@ def test_one_at_a_time(tmp_path):
             Proxy(tmp_path, t.address, hold) as proxy:
         with Migrating(m, proxy.address) as moving:
             hold.wait()
+            assert m.call("info")["job"] == "migrate"
             again = m.ctl("snapshot", tmp_path / "snapshot")
             assert again.returncode == 1 and "migrate is under way" in again.stderr
             hold.release()
             assert moving.wait()[0] == 0
+        assert t.call("info")["job"] is None
         good_end(t)
 
 

@@ -613,8 +613,13 @@ static void a_disk_in_use_is_refused(void **state)
 	b = opened(&u);
 	assert_int_equal(b->ops->lock(b, true, &err), -EBUSY);
 	assert_non_null(strstr(err.msg, path));
+	assert_true(b->ops->elsewhere(b));
+	assert_false(a->ops->elsewhere(a)); /* its own */
+	assert_int_equal(a->ops->sync(a, &err), 0);
 	assert_int_equal(a->ops->lock(a, false, &err), 0);
+	assert_false(b->ops->elsewhere(b)); /* looking takes nothing */
 	assert_int_equal(b->ops->lock(b, true, &err), 0);
+	assert_true(a->ops->elsewhere(a));
 	assert_int_equal(a->ops->lock(a, true, &err), -EBUSY);
 	a->ops->free(a);
 	refused(&w, -EBUSY, "in use");
