@@ -11,6 +11,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 
+import moves
 from peers import (CORACLE, DEADLINE, MEMORY_MIB, TOP, BenchError, Guest, Tap, command_line,
                    copy_root)
 
@@ -253,12 +254,18 @@ def measure_net(ctx, ours, theirs, port):
             for n, (_, tap) in enumerate(theirs) for what, unit, _ in figures]
 
 
+def migrate(ctx):
+    """Migration over loopback: rate against iperf3, and downtime"""
+    return moves.measure(ctx, Row)
+
+
 BENCHMARKS = {      # name: function, whether it wants a KVM that boots Linux
     "tiny": (tiny, False),
     "boot-pci": (lambda ctx: boot(ctx, "boot-pci"), True),
     "boot-mmio": (lambda ctx: boot(ctx, "boot-mmio"), True),
     "disk": (disk, True),
     "net": (net, True),
+    "migrate": (migrate, False),
 }
 ABOUT = {
     "tiny": tiny.__doc__,
@@ -266,6 +273,7 @@ ABOUT = {
     "boot-mmio": "the same on virtio-mmio, against QEMU microvm",
     "disk": disk.__doc__,
     "net": net.__doc__,
+    "migrate": migrate.__doc__,
 }
 
 
