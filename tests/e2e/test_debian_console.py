@@ -1,4 +1,4 @@
-"""test_debian_console.py - a Debian guest's serial port by socket, pseudo-terminal, file, and to nowhere"""
+"""test_debian_console.py - Debian's serial port by socket, terminal, file, and to nowhere"""
 import os
 import tty
 
@@ -81,8 +81,8 @@ def test_null():
     with scratch_dir() as d:
         disk = sparse(os.path.join(d, "disk"), MIB)
         with Debian("--serial", "null", "--disk", disk,
-                    init='/bin/sh -- -c "echo to nobody; echo was here >/dev/vdb; exec poweroff -ff"'
-                    ) as m:
+                    init='/bin/sh -- -c "echo to nobody; echo was here >/dev/vdb; '
+                         'exec poweroff -ff"') as m:
             assert m.wait(BOOT) == 0, m.story()
             assert m.text() == ""
         with open(disk, "rb") as f:

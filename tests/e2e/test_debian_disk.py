@@ -1,7 +1,7 @@
 """test_debian_disk.py - a Debian guest's disks: data, caches, holes, names, and what survives
 
-One guest has a disk for each way the VMM does I/O. fio writes at random with 16 requests in flight and
-reads back what it wrote; the host looks at the same bytes from its side.
+One guest has a disk for each way the VMM does I/O. fio writes at random with 16 requests in flight
+and reads back what it wrote; the host looks at the same bytes from its side.
 """
 import contextlib
 import hashlib
@@ -96,10 +96,11 @@ def test_fio_verifies(debian, serial):
     """Three jobs at once on parts of their own, from single sectors to 256 KiB."""
     image(debian, serial)
     before = stat(debian, serial)
+    sizes = (("512", "256k"), ("4k", "2m"), ("256k", "16m"))
     jobs = " ".join(f"--name=b{i} --bs={bs} --offset={i * 16}m --size={size}"
-                    for i, (bs, size) in enumerate((("512", "256k"), ("4k", "2m"), ("256k", "16m"))))
+                    for i, (bs, size) in enumerate(sizes))
     debian.sh(f"fio --thread --ioengine=libaio --direct=1 --iodepth=16 --rw=randrw --verify=crc32c "
-              f"--verify_fatal=1 --output=/run/fio --filename={dev(serial)} {jobs} || "
+              f"--verify_fatal=1 --eta=never --output=/run/fio --filename={dev(serial)} {jobs} || "
               f"{{ cat /run/fio; false; }}")
     assert debian.sh("grep -c 'err= 0' /run/fio") == "3"
     after = stat(debian, serial)
@@ -203,8 +204,8 @@ def test_data_survives(debian):
         return
     letters = "bcde"[:len(keepers)]
     assert list(DISKS)[:4] == ["uring-file", "threads-file", "uring-loop", "threads-loop"]
+    read = f"for d in {' '.join(letters)}; do head -c {length} /dev/vd$d | md5sum; done"
     with Debian("--transport", "mmio", *debian.disks.args, root=debian.disks.root,
-                init=f'/bin/sh -- -c "for d in {" ".join(letters)}; do head -c {length} /dev/vd$d | '
-                     'md5sum; done; exec poweroff -ff"') as m:
+                init=f'/bin/sh -- -c "{read}; exec poweroff -ff"') as m:
         assert m.wait(600) == 0, m.story()
         assert re.findall(r"[0-9a-f]{32}", m.text()) == sums, m.story()

@@ -34,7 +34,8 @@ class Mapped:
     def __init__(self, stack, directory, label):
         self.name = f"coracle-{os.getpid()}-{label}"
         self.path = f"/dev/mapper/{self.name}"
-        self.below = host("losetup", "--find", "--show", sparse(f"{directory}/{label}", SIZE)).strip()
+        image = sparse(f"{directory}/{label}", SIZE)
+        self.below = host("losetup", "--find", "--show", image).strip()
         stack.callback(host, "losetup", "--detach", self.below)
         host("dmsetup", "create", self.name, "--table", self.table("linear"))
         stack.callback(host, "dmsetup", "remove", "--retry", self.name)

@@ -1,8 +1,8 @@
 """test_debian_net.py - a Debian guest's network, in a network namespace of the test's own
 
 One guest with a NIC for each kind of tap: one made for it with two pairs of queues, one for jumbo
-frames, one that exists already, one inherited as a descriptor. No figure decides: data arrives whole,
-counters on both sides say that it came the way it should.
+frames, one that exists already, one inherited as a descriptor. No figure decides: data arrives
+whole, counters on both sides say that it came the way it should.
 """
 import contextlib
 import hashlib
@@ -40,7 +40,7 @@ os.dup2(tun, 9)
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
-# The far end of a TCP connection: takes all there is, or sends that many bytes, and tells their sum.
+# The far end of a TCP connection: sends that many bytes, takes all there is, and tells their sum.
 PEER = """
 import hashlib, os, socket, sys
 s = socket.create_server(("", 5001))
@@ -197,11 +197,12 @@ def iperf(m, *options):
 
 @pytest.mark.parametrize("way,there", [("tx", ""), ("rx", "--reverse")])
 def test_iperf3(debian, way, there):
-    """Bulk TCP. Frames longer than the MTU crossed the device: segmentation was left to the host."""
+    """Bulk TCP, in frames longer than the MTU: segmentation was left to the host."""
     before = debian.counters("main")
     got = iperf(debian, "--bytes 32M", there)
     after = debian.counters("main")
-    sent, frames = (after[f"{way}-{what}"] - before[f"{way}-{what}"] for what in ("bytes", "frames"))
+    sent = after[f"{way}-bytes"] - before[f"{way}-bytes"]
+    frames = after[f"{way}-frames"] - before[f"{way}-frames"]
     assert got >= 16 * MIB
     assert sent >= got
     assert sent / frames > 2 * NETS["main"][2], (sent, frames)
@@ -209,10 +210,10 @@ def test_iperf3(debian, way, there):
 
 @pytest.mark.parametrize("label", ["main", "jumbo", "given"])
 def test_data_arrives_whole(debian, label):
-    """Random bytes by TCP, to the host and from it; checksums left out by one side are made good."""
+    """Random bytes by TCP to the host and from it; the checksums one side leaves out are made good."""
     length = 4 * MIB
-    for count, command in ((0, f"head -c {length} /dev/urandom | tee /run/sent >&3; md5sum /run/sent"),
-                           (length, "md5sum <&3")):
+    send = f"head -c {length} /dev/urandom | tee /run/sent >&3; md5sum /run/sent"
+    for count, command in ((0, send), (length, "md5sum <&3")):
         with subprocess.Popen([*debian.inside, sys.executable, "-c", PEER, str(count)],
                               stdout=subprocess.PIPE, text=True) as peer:
             try:
@@ -226,7 +227,8 @@ def test_data_arrives_whole(debian, label):
 
 def queue_counters(m):
     text = m.sh(f"ethtool -S {m.nics['main']}")
-    return {name: int(value) for name, value in re.findall(r"([rt]x_queue_\d_packets): (\d+)", text)}
+    found = re.findall(r"([rt]x_queue_\d_packets): (\d+)", text)
+    return {name: int(value) for name, value in found}
 
 
 def test_two_pairs_of_queues(debian):
