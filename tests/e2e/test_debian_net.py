@@ -210,7 +210,7 @@ def test_iperf3(debian, way, there):
 
 @pytest.mark.parametrize("label", ["main", "jumbo", "given"])
 def test_data_arrives_whole(debian, label):
-    """Random bytes by TCP to the host and from it; the checksums one side leaves out are made good."""
+    """Random bytes by TCP to the host and from it; missing checksums are made good."""
     length = 4 * MIB
     send = f"head -c {length} /dev/urandom | tee /run/sent >&3; md5sum /run/sent"
     for count, command in ((0, send), (length, "md5sum <&3")):
