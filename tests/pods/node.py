@@ -189,9 +189,9 @@ class Node:
             if mount.split()[4].startswith(f"{self.dir}/"):
                 subprocess.run(["umount", "-l", mount.split()[4]], check=False)
         subprocess.run(["ip", "link", "del", self.name], stderr=subprocess.DEVNULL, check=False)
-        for path in pathlib.Path("/sys/fs/cgroup").glob(f"**/{self.name}"):
+        for path in below("/sys/fs/cgroup", lambda p: p.endswith(f"/{self.name}")):
             with contextlib.suppress(OSError):
-                path.rmdir()
+                os.rmdir(path)
         shutil.rmtree(self.dir, ignore_errors=True)
 
     # ---- what is left ----
@@ -218,11 +218,11 @@ class Node:
             "links on the bridge": re.findall(r"^\d+: ([^:@]*)", links, re.M),
             "shims' sockets": [s for s in map(self.socket, self.pods) if os.path.exists(s)],
             "machines' sockets": [s.split()[-1] for s in sockets if str(run) in s],
-            "control groups": [str(p) for p in pathlib.Path("/sys/fs/cgroup").glob(
-                f"**/{self.name}/*") if p.is_dir()],
-            "state files": [str(p) for p in run.glob("**/*") if p != run / "pods"],
+            "control groups": below("/sys/fs/cgroup", lambda p: f"/{self.name}/" in p and
+                                    os.path.isdir(p)),
+            "state files": below(run, lambda p: p != str(run / "pods")),
             "bundles": [str(p) for p in task.glob("*")],
-            "addresses": [p.name for p in (self.dir / "ipam").glob("**/10.*")],
+            "addresses": below(self.dir / "ipam", lambda p: "/10." in p),
         }
 
     def check_clean(self):
@@ -253,6 +253,14 @@ def ours(name, node):
                     mark in (path / "environ").read_bytes().split(b"\0")):
                 out.append(int(path.name))
     return out
+
+
+def below(top, want):
+    """Paths below a directory that want(path) takes. What disappears meanwhile is not there."""
+    found = []
+    for where, dirs, files in os.walk(top):  # unlike glob, it does not mind
+        found += [path for name in dirs + files if want(path := os.path.join(where, name))]
+    return sorted(found)
 
 
 def netns():
