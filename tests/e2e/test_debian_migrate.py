@@ -1,0 +1,114 @@
+"""test_debian_migrate.py - a Debian guest at work moves from process to process
+
+While it moves, fio writes and verifies its disk, a TCP connection runs into it, a block of memory is
+summed again and again, and a loop watches its clock. Each hop is a new process on the same disk, with a
+tap of its own on one bridge.
+"""
+import contextlib
+import os
+import subprocess
+import time
+
+import pytest
+
+from coracle import PROGRAM, Coracle
+from debian import Debian, Shell, host, kernel_warnings, needs, root_disk, scratch_dir, why_not
+
+WHY_NOT = why_not()
+pytestmark = [pytest.mark.debian, needs("ip", "iperf3"),
+              pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
+HOPS = int(os.environ.get("CORACLE_TEST_HOPS", "3"))  # each costs most of a minute in the lab
+GUEST, HOST = "198.51.100.2", "198.51.100.1"
+
+WORK = r"""
+dmesg -c >/dev/null; cd /root
+ip link set dev $(ls /sys/class/net | grep -v lo) up
+ip addr add 198.51.100.2/24 dev $(ls /sys/class/net | grep -v lo)
+head -c 16M /dev/urandom >/run/blob; sha256sum /run/blob >/run/blob.sum
+(while [ ! -e /run/stop ]; do
+	sha256sum --quiet -c /run/blob.sum >>/run/trouble 2>&1 || echo memory >>/run/trouble
+	echo round >>/run/memory.rounds
+done) &
+(last=0; while [ ! -e /run/stop ]; do
+	read -r up rest </proc/uptime; now=${up%.*}${up#*.}
+	[ $now -ge $last ] || echo "clock: $last then $now" >>/run/trouble
+	last=$now; sleep 0.1
+done) &
+(while [ ! -e /run/stop ]; do
+	fio --name=v --directory=/root --size=8M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio \
+		--iodepth=8 --verify=crc32c --verify_fatal=1 --do_verify=1 >/run/fio.log 2>&1 ||
+		{ echo fio >>/run/trouble; cat /run/fio.log >>/run/trouble; }
+	echo round >>/run/fio.rounds
+done) &
+iperf3 -s -1 >/run/iperf3.log 2>&1 &
+:"""
+
+
+@contextlib.contextmanager
+def bridge(name):
+    host("ip", "link", "add", name, "type", "bridge", "forward_delay", "0")
+    try:
+        host("ip", "addr", "add", f"{HOST}/24", "dev", name)
+        host("ip", "link", "set", name, "up")
+        yield name
+    finally:
+        host("ip", "link", "del", name, check=False)
+
+
+def plug(tap, br):
+    host("ip", "link", "set", tap, "master", br, "up")
+
+
+def hop(stack, machine, number, directory, root, transport_tap):
+    """Move to a new process; it."""
+    tap, br = transport_tap(number), "ctmig"
+    address = f"unix:{directory}/hop{number}"
+    target = stack.enter_context(Coracle("--incoming", address, "--disk", f"id=disk0,path={root}",
+                                         "--net", f"id=net0,tap={tap}"))
+    assert target.err.wait_for(lambda d: b"waiting for a machine" in d or None, 60), target.story()
+    job = subprocess.Popen([PROGRAM, "ctl", machine.socket_path, "migrate", address, "--timeout",
+                            "300s", "--json"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                           text=True)
+    while job.poll() is None:  # its tap joins the bridge as soon as it is there
+        if os.path.exists(f"/sys/class/net/{tap}") and \
+                not os.path.exists(f"/sys/class/net/{tap}/master"):
+            plug(tap, br)
+        time.sleep(0.05)
+    said = job.stdout.read()
+    assert job.returncode == 0, said + machine.story() + target.story()
+    assert machine.wait() == 0, machine.story()
+    shell = Shell(target.out, target.send, target.story)
+    return target, shell
+
+
+@pytest.mark.parametrize("transport,cpus", [("pci", 2), ("mmio", 1)])
+def test_there_and_back(transport, cpus):
+    with scratch_dir() as d, bridge("ctmig") as br, contextlib.ExitStack() as stack:
+        root = root_disk(d)
+        machine = stack.enter_context(Debian(
+            "--cpus", cpus, "--transport", transport, "--net", "tap=ctmig0,id=net0",
+            root=f"{root},id=disk0", memory="256M"))
+        plug("ctmig0", br)
+        machine.login()
+        shell = machine.shell
+        shell.sh(WORK)
+        shell.sh("until ss -ltn 2>/dev/null | grep -q :5201 || "
+                 "grep -q ':1451 ' /proc/net/tcp6; do sleep 0.2; done")
+        traffic = subprocess.Popen(["iperf3", "-c", GUEST, "-t", "3600", "-b", "2M"],
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for i in range(1, HOPS + 1 if transport == "pci" else 2):
+            machine, shell = hop(stack, machine, i, d, root, lambda n: f"ctmig{n}")
+            before = time.time()
+            guest_time = float(shell.sh("date +%s.%N"))
+            assert before - 0.1 <= guest_time <= time.time() + 0.1, f"hop {i}: wall clock"
+            assert shell.sh("cat /run/trouble 2>/dev/null || true") == "", f"hop {i}"
+            assert traffic.poll() is None, traffic.stdout.read()
+        traffic.terminate()
+        traffic.wait()
+        shell.sh("echo >/run/memory.rounds; echo >/run/fio.rounds; "
+                 "until grep -q round /run/memory.rounds && grep -q round /run/fio.rounds; "
+                 "do sleep 0.5; done; touch /run/stop; wait %1 %2 %3", timeout=600)
+        assert shell.sh("cat /run/trouble 2>/dev/null || true") == ""
+        assert kernel_warnings(shell) == []
+        machine.send(b"systemctl poweroff\n")
+        assert machine.wait(240) == 0, machine.story()
