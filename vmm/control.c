@@ -480,6 +480,12 @@ struct control *control_new(const char *path, const char *vm_id, struct loop *lo
 	return control;
 }
 
+void control_paths(const struct control *c, const char **socket, const char **link)
+{
+	*socket = c->name.socket;
+	*link = c->name.link;
+}
+
 /* ---- the end ---- */
 
 static int64_t now_ms(void)

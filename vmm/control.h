@@ -36,6 +36,9 @@ void control_serve(struct control *c,
 /* To every client; has the signature of vm_event_fn. @params borrowed. Main thread. */
 void control_event(void *control, const char *event, struct json_object *params);
 
+/* The socket and, NULL: none, the link to it. Borrowed. */
+void control_paths(const struct control *c, const char **socket, const char **link);
+
 /* Tells what is still unsent for at most a moment, closes, removes the socket. NULL is fine. */
 void control_free(struct control *c);
 

@@ -93,9 +93,22 @@ void *runner_opaque(const struct runner *r)
 	return r->control;
 }
 
+/* NULL: @spec is no socket */
+static const char *socket_of(const char *spec)
+{
+	return spec && !strncmp(spec, "unix:", 5) ? spec + 5 : NULL;
+}
+
 int runner_enter(struct runner *r, struct err *err)
 {
-	return r->config->sandbox ? sandbox_enter(err) : 0;
+	const struct config *c = r->config;
+	const char *sockets[] = { socket_of(c->serial), socket_of(c->incoming), NULL, NULL };
+
+	if (!c->sandbox)
+		return 0;
+	if (r->control)
+		control_paths(r->control, &sockets[2], &sockets[3]);
+	return sandbox_enter(sockets, sizeof(sockets) / sizeof(sockets[0]), err);
 }
 
 int runner_run(struct runner *r, struct err *err)

@@ -10,13 +10,16 @@
  * that names it (SIGSYS handler): silence would look like a crash. Sanitizer builds read /proc while
  * they report and run without the filter.
  *
- * Of what takes a path only unlink() and stat() are left, for the sockets at the end; they reach what
- * the process's user may remove. Landlock on top would narrow that to the sockets' directories.
+ * Of what takes a path only unlink() and stat() are left, for the sockets at the end. Landlock narrows
+ * the first to the directories of those sockets; a kernel without it leaves what the process's user may
+ * remove. The filter cannot: a path lies in memory.
  */
 #include <asm/ioctls.h>
+#include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/if_tun.h>
+#include <linux/landlock.h>
 #include <malloc.h>
 #include <sched.h>
 #include <seccomp.h>
@@ -29,6 +32,7 @@
 #include <unistd.h>
 
 #include "backends/terminal.h"
+#include "base/fd.h"
 #include "base/log.h"
 #include "vmm/sandbox.h"
 
@@ -37,6 +41,9 @@
 #else
 #define SANDBOX_FILTER 1
 #endif
+
+/* All that Linux 5.13 knows; an open descriptor keeps what it can. */
+#define LANDLOCK_ALL (LANDLOCK_ACCESS_FS_MAKE_SYM | (LANDLOCK_ACCESS_FS_MAKE_SYM - 1))
 
 /* clang-format off */
 static const int calls[] = {
@@ -161,6 +168,46 @@ static int add_rules(scmp_filter_ctx f)
 	return rc;
 }
 
+/* Files may be removed in the directory of @path. */
+static int allow_removal(int ruleset, const char *path, struct err *err)
+{
+	const char *slash = strrchr(path, '/');
+	cleanup_free char *dir = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+	struct landlock_path_beneath_attr rule = { .allowed_access =
+							   LANDLOCK_ACCESS_FS_REMOVE_FILE };
+
+	if (!dir)
+		return err_set(err, ENOMEM, "out of memory");
+	cleanup_fd int fd = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+
+	rule.parent_fd = fd;
+	if (fd < 0 || syscall(SYS_landlock_add_rule, ruleset, LANDLOCK_RULE_PATH_BENEATH, &rule, 0))
+		return err_set_sys(err, errno, "cannot keep the sandbox's way to %s", dir);
+	return 0;
+}
+
+int sandbox_paths(const char *const *sockets, unsigned n, struct err *err)
+{
+	const struct landlock_ruleset_attr all = { .handled_access_fs = LANDLOCK_ALL };
+	cleanup_fd int ruleset = (int)syscall(SYS_landlock_create_ruleset, &all, sizeof(all), 0);
+
+	if (ruleset < 0) {
+		log_debug("no Landlock in this kernel: files may be removed inside the sandbox");
+		return 0;
+	}
+	for (unsigned i = 0; i < n; i++) {
+		int rc = sockets[i] ? allow_removal(ruleset, sockets[i], err) : 0;
+
+		if (rc)
+			return rc;
+	}
+	/* in every thread, as above */
+	if (psx_syscall(SYS_landlock_restrict_self, ruleset, 0) < 0)
+		return err_set_sys(err, errno,
+				   "cannot restrict paths (--sandbox off runs without)");
+	return 0;
+}
+
 int sandbox_filter(struct err *err)
 {
 	struct sigaction sa = { .sa_sigaction = on_refused, .sa_flags = SA_SIGINFO };
@@ -194,7 +241,7 @@ void sandbox_prepare(void)
 	mallopt(M_ARENA_MAX, 1);
 }
 
-int sandbox_enter(struct err *err)
+int sandbox_enter(const char *const *sockets, unsigned n, struct err *err)
 {
 	if (psx_syscall(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return err_set_sys(err, errno, "cannot set no_new_privs");
@@ -206,5 +253,6 @@ int sandbox_enter(struct err *err)
 		log_debug("sanitizer build: no system call filter");
 		return 0;
 	}
-	return sandbox_filter(err);
+	rc = sandbox_paths(sockets, n, err);
+	return rc ? rc : sandbox_filter(err);
 }

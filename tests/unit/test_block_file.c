@@ -811,7 +811,7 @@ static int work_sandboxed(const char *path, enum block_aio aio, bool direct)
 	sandbox_prepare();
 	rig_open(&g, &(struct block_options){
 			     .path = path, .aio = aio, .discard = true, .direct = direct });
-	if (loop_thread_start(g.loop, "io", &err) || sandbox_enter(&err))
+	if (loop_thread_start(g.loop, "io", &err) || sandbox_enter(NULL, 0, &err))
 		return 2;
 	loop_thread_stop(g.loop);
 	memset(buf, 5, MIB);

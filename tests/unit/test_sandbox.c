@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/landlock.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -15,6 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <cmocka.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
@@ -200,11 +202,60 @@ static void test_let_through(void **state)
 	assert_int_equal(in_filter(abort_ourselves), -SIGABRT);
 }
 
+/* One process's try: 0, or the number of the first step that was not as it should be. */
+static int remove_files(const char *ours, const char *others, const char *socket)
+{
+	const char *const sockets[] = { NULL, socket };
+	struct err err = { 0 };
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || sandbox_paths(sockets, 2, &err))
+		return 1;
+	if (!unlink(others) || errno != EACCES)
+		return 2;
+	if (open(ours, O_RDONLY) >= 0 || errno != EACCES)
+		return 3;
+	if (unlink(ours))
+		return 4;
+	return 0;
+}
+
+static void make(char *path, size_t size, const char *dir)
+{
+	snprintf(path, size, "%s/file", dir);
+	close(open(path, O_CREAT | O_WRONLY, 0600));
+}
+
+static void test_files_are_removed_beside_sockets_only(void **state)
+{
+	char here[] = "/tmp/coracle-test-XXXXXX", there[] = "/tmp/coracle-test-XXXXXX";
+	char ours[64], others[64], socket[64];
+	int status;
+
+	if (syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION) < 0)
+		skip();
+	assert_true(mkdtemp(here) && mkdtemp(there));
+	make(ours, sizeof(ours), here);
+	make(others, sizeof(others), there);
+	snprintf(socket, sizeof(socket), "%s/socket", here);
+
+	pid_t child = fork();
+
+	if (!child)
+		_exit(remove_files(ours, others, socket));
+	assert_int_equal(waitpid(child, &status, 0), child);
+	unlink(ours);
+	unlink(others);
+	rmdir(here);
+	rmdir(there);
+	assert_int_equal(status, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_refused),
 		cmocka_unit_test(test_let_through),
+		cmocka_unit_test(test_files_are_removed_beside_sockets_only),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
