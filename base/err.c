@@ -6,6 +6,7 @@
  */
 #include <limits.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -38,36 +39,39 @@ static void append(char *out, const char *sep, const char *text)
 		memcpy(out + ERR_MSG_MAX - 4, "...", 4);
 }
 
-int err_set(struct err *e, int code, const char *fmt, ...)
+static int set(struct err *e, int code, bool story, const char *fmt, va_list ap)
 {
 	char msg[ERR_MSG_MAX];
-	va_list ap;
 
 	code = negative(code);
 	if (!e)
 		return code;
-	va_start(ap, fmt);
 	format(msg, fmt, ap);
-	va_end(ap);
+	if (story)
+		append(msg, ": ",
+		       strerror(-code)); /* thread-safe in glibc since 2.32, and in musl */
 	e->code = code;
 	strcpy(e->msg, msg);
 	return code;
 }
 
-int err_set_sys(struct err *e, int code, const char *fmt, ...)
+int err_set(struct err *e, int code, const char *fmt, ...)
 {
-	char msg[ERR_MSG_MAX];
 	va_list ap;
 
-	code = negative(code);
-	if (!e)
-		return code;
 	va_start(ap, fmt);
-	format(msg, fmt, ap);
+	code = set(e, code, false, fmt, ap);
 	va_end(ap);
-	append(msg, ": ", strerror(-code)); /* thread-safe in glibc since 2.32, and in musl */
-	e->code = code;
-	strcpy(e->msg, msg);
+	return code;
+}
+
+int err_set_sys(struct err *e, int code, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	code = set(e, code, true, fmt, ap);
+	va_end(ap);
 	return code;
 }
 

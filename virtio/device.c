@@ -503,10 +503,17 @@ void virtio_set_queue_size(struct virtio *v, uint32_t size)
 		q->regs.size = (uint16_t)size;
 }
 
-void virtio_set_queue_addr(struct virtio *v, gpa_t *reg, bool high, uint32_t half)
+void virtio_set_queue_addr(struct virtio *v, enum virtq_area area, bool high, uint32_t half)
 {
-	if (!settable_queue(v))
+	struct virtq *q = settable_queue(v);
+
+	if (!q)
 		return;
+
+	gpa_t *reg = area == VIRTQ_DESC   ? &q->regs.desc :
+		     area == VIRTQ_DRIVER ? &q->regs.driver :
+					    &q->regs.device;
+
 	if (high)
 		*reg = (*reg & 0xffffffff) | (gpa_t)half << 32;
 	else

@@ -153,7 +153,7 @@ struct virtq *virtio_selected_queue(struct virtio *v); /* NULL when queue_select
 /* Queue registers are ignored once the queue is ready or DRIVER_OK is set. */
 void virtio_set_queue_size(struct virtio *v, uint32_t size);
 void virtio_set_queue_ready(struct virtio *v, uint32_t ready);
-void virtio_set_queue_addr(struct virtio *v, gpa_t *reg, bool high, uint32_t half);
+void virtio_set_queue_addr(struct virtio *v, enum virtq_area area, bool high, uint32_t half);
 void virtio_read_config(struct virtio *v, unsigned off, void *data,
 			unsigned len); /* past end: 0xff */
 void virtio_write_config(struct virtio *v, unsigned off, const void *data, unsigned len);

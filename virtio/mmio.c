@@ -42,6 +42,7 @@
 #define REG_QUEUE_DESC          0x080 /* low, and high 4 bytes on */
 #define REG_QUEUE_DRIVER        0x090
 #define REG_QUEUE_DEVICE        0x0a0
+#define REG_QUEUE_STRIDE        0x010 /* from one of the three to the next */
 #define REG_SHM_LEN             0x0b0 /* low, high; then base low, high */
 #define REG_SHM_END             0x0c0
 #define REG_CONFIG_GENERATION   0x0fc
@@ -89,29 +90,6 @@ static uint32_t read_reg(struct virtio *v, unsigned off)
 	return 0;
 }
 
-static void write_address(struct virtio *v, unsigned off, uint32_t value)
-{
-	struct virtq *q = virtio_selected_queue(v);
-	gpa_t *reg;
-
-	if (!q)
-		return;
-	switch (off & ~4u) {
-	case REG_QUEUE_DESC:
-		reg = &q->regs.desc;
-		break;
-	case REG_QUEUE_DRIVER:
-		reg = &q->regs.driver;
-		break;
-	case REG_QUEUE_DEVICE:
-		reg = &q->regs.device;
-		break;
-	default:
-		return;
-	}
-	virtio_set_queue_addr(v, reg, off & 4, value);
-}
-
 static void acknowledge(struct mmio *m, uint32_t bits)
 {
 	struct virtio *v = m->v;
@@ -154,8 +132,14 @@ static void write_reg(struct mmio *m, unsigned off, uint32_t value)
 		if (value <= 0xff) /* 0x100 must not become a reset */
 			virtio_set_status(v, (uint8_t)value);
 		break;
-	default:
-		write_address(v, off, value);
+	case REG_QUEUE_DESC:
+	case REG_QUEUE_DESC + 4:
+	case REG_QUEUE_DRIVER:
+	case REG_QUEUE_DRIVER + 4:
+	case REG_QUEUE_DEVICE:
+	case REG_QUEUE_DEVICE + 4:
+		virtio_set_queue_addr(v, (off - REG_QUEUE_DESC) / REG_QUEUE_STRIDE, off & 4, value);
+		break;
 	}
 }
 

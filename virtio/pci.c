@@ -128,26 +128,6 @@ static uint16_t vector_for(const struct virtio *v, uint32_t value)
 	return value < v->vectors ? (uint16_t)value : VIRTIO_NO_VECTOR;
 }
 
-static void write_address(struct virtio *v, unsigned off, uint32_t value)
-{
-	struct virtq *q = virtio_selected_queue(v);
-	gpa_t *reg;
-
-	if (!q)
-		return;
-	switch (off & ~4u) {
-	case C_QUEUE_DESC:
-		reg = &q->regs.desc;
-		break;
-	case C_QUEUE_DRIVER:
-		reg = &q->regs.driver;
-		break;
-	default:
-		reg = &q->regs.device;
-	}
-	virtio_set_queue_addr(v, reg, off & 4, value);
-}
-
 /* A field is written whole (4.1.3.1), 64-bit ones by halves or in one; else nothing happens. */
 static void common_write(struct virtio *v, unsigned off, const uint8_t *data, unsigned len)
 {
@@ -198,7 +178,7 @@ static void common_write(struct virtio *v, unsigned off, const uint8_t *data, un
 	case FIELD(C_QUEUE_DRIVER + 4, 4):
 	case FIELD(C_QUEUE_DEVICE, 4):
 	case FIELD(C_QUEUE_DEVICE + 4, 4):
-		write_address(v, off, value);
+		virtio_set_queue_addr(v, (off - C_QUEUE_DESC) / 8, off & 4, value);
 		break;
 	}
 #undef FIELD

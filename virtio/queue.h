@@ -21,6 +21,9 @@
 #define VIRTQ_SEGS_MAX 256 /* host ranges in one chain, indirect ones included */
 
 /* Guest-visible state (table virtq_state). Changes only before the queue is ready. */
+/* The three parts of a queue in guest memory, in the order of either transport's registers. */
+enum virtq_area { VIRTQ_DESC, VIRTQ_DRIVER, VIRTQ_DEVICE };
+
 struct virtq_regs {
 	gpa_t desc, driver, device; /* 16-, 2- and 4-byte aligned */
 	uint16_t size;              /* 1..max, a power of two */

@@ -209,9 +209,9 @@ static void queue_registers_are_final_once_ready(void **state)
 
 	for (int i = 0; i < 2; i++) {
 		virtio_set_queue_size(v, 4);
-		vd_set_addr(v, &v->queues[0].regs.desc, 0);
-		vd_set_addr(v, &v->queues[0].regs.driver, 0);
-		vd_set_addr(v, &v->queues[0].regs.device, 0xfee00000);
+		vd_set_addr(v, VIRTQ_DESC, 0);
+		vd_set_addr(v, VIRTQ_DRIVER, 0);
+		vd_set_addr(v, VIRTQ_DEVICE, 0xfee00000);
 		assert_memory_equal(&v->queues[0].regs, &before, sizeof(before));
 		/* The second round: after DRIVER_OK the queue cannot be stopped first. */
 		virtio_set_queue_ready(v, 0);
@@ -251,7 +251,7 @@ static void a_queue_may_be_given_up_before_driver_ok(void **state)
 	vd_enable_queue(v, &f->d[0]);
 	assert_int_equal(v->queues[0].regs.ready, 1);
 	virtio_set_queue_size(v, 4);
-	vd_set_addr(v, &v->queues[0].regs.desc, 0);
+	vd_set_addr(v, VIRTQ_DESC, 0);
 	assert_int_equal(v->queues[0].regs.size, SIZE);
 	assert_int_equal(v->queues[0].regs.desc, f->d[0].desc);
 	virtio_set_queue_ready(v, 0);

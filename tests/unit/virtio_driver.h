@@ -295,10 +295,10 @@ static inline void vd_set_features(struct virtio *v, uint64_t features)
 	pthread_mutex_unlock(&v->dev.lock);
 }
 
-static inline void vd_set_addr(struct virtio *v, gpa_t *reg, gpa_t value)
+static inline void vd_set_addr(struct virtio *v, enum virtq_area area, gpa_t value)
 {
-	virtio_set_queue_addr(v, reg, false, (uint32_t)value);
-	virtio_set_queue_addr(v, reg, true, (uint32_t)(value >> 32));
+	virtio_set_queue_addr(v, area, false, (uint32_t)value);
+	virtio_set_queue_addr(v, area, true, (uint32_t)(value >> 32));
 }
 
 static inline void vd_enable_queue(struct virtio *v, struct vd_queue *d)
@@ -309,9 +309,9 @@ static inline void vd_enable_queue(struct virtio *v, struct vd_queue *d)
 
 	BUG_ON(!q);
 	virtio_set_queue_size(v, d->size);
-	vd_set_addr(v, &q->regs.desc, d->desc);
-	vd_set_addr(v, &q->regs.driver, d->avail);
-	vd_set_addr(v, &q->regs.device, d->used);
+	vd_set_addr(v, VIRTQ_DESC, d->desc);
+	vd_set_addr(v, VIRTQ_DRIVER, d->avail);
+	vd_set_addr(v, VIRTQ_DEVICE, d->used);
 	virtio_set_queue_ready(v, 1);
 	pthread_mutex_unlock(&v->dev.lock);
 }
