@@ -253,6 +253,15 @@ static const struct area *find(const struct gmem *m, gpa_t at, uint64_t len, uin
 	return NULL;
 }
 
+/* 1: [at, at + len) is in @a from @off on; 0: there is nothing to do; else -EFAULT. */
+static int place(const struct gmem *m, gpa_t at, uint64_t len, const struct area **a, uint64_t *off)
+{
+	if (!len)
+		return 0;
+	*a = find(m, at, len, off);
+	return *a ? 1 : -EFAULT;
+}
+
 bool gmem_contains(const struct gmem *m, gpa_t at, uint64_t len)
 {
 	uint64_t off;
@@ -294,28 +303,24 @@ static void stored(const struct gmem *m, const struct area *a, uint64_t off, uin
 
 int gmem_read(const struct gmem *m, gpa_t at, void *dst, size_t len)
 {
+	const struct area *a;
 	uint64_t off;
+	int rc = place(m, at, len, &a, &off);
 
-	if (!len)
-		return 0;
-	const struct area *a = find(m, at, len, &off);
-
-	if (!a)
-		return -EFAULT;
+	if (rc <= 0)
+		return rc;
 	memcpy(dst, a->r.host + off, len);
 	return 0;
 }
 
 int gmem_write(struct gmem *m, gpa_t at, const void *src, size_t len)
 {
+	const struct area *a;
 	uint64_t off;
+	int rc = place(m, at, len, &a, &off);
 
-	if (!len)
-		return 0;
-	const struct area *a = find(m, at, len, &off);
-
-	if (!a)
-		return -EFAULT;
+	if (rc <= 0)
+		return rc;
 	memcpy(a->r.host + off, src, len);
 	stored(m, a, off, len);
 	return 0;
@@ -352,14 +357,12 @@ static void clear(const struct area *a, uint64_t off, uint64_t len)
 
 int gmem_fill(struct gmem *m, gpa_t at, int byte, uint64_t len)
 {
+	const struct area *a;
 	uint64_t off;
+	int rc = place(m, at, len, &a, &off);
 
-	if (!len)
-		return 0;
-	const struct area *a = find(m, at, len, &off);
-
-	if (!a)
-		return -EFAULT;
+	if (rc <= 0)
+		return rc;
 	/* A kernel file can ask for gigabytes of zeroes: do not touch pages for them. */
 	if ((uint8_t)byte == 0 && len >= HUGE)
 		clear(a, off, len);
@@ -371,14 +374,12 @@ int gmem_fill(struct gmem *m, gpa_t at, int byte, uint64_t len)
 
 int gmem_discard(struct gmem *m, gpa_t at, uint64_t len)
 {
+	const struct area *a;
 	uint64_t off;
+	int rc = place(m, at, len, &a, &off);
 
-	if (!len)
-		return 0;
-	const struct area *a = find(m, at, len, &off);
-
-	if (!a)
-		return -EFAULT;
+	if (rc <= 0)
+		return rc;
 	clear(a, off, len);
 	stored(m, a, off, len);
 	return 0;
@@ -414,15 +415,13 @@ int gmem_store16(struct gmem *m, gpa_t at, uint16_t val)
 
 int gmem_iov(const struct gmem *m, gpa_t at, uint64_t len, struct iovec *iov)
 {
+	const struct area *a;
 	uint64_t off;
+	int rc = place(m, at, len, &a, &off);
 
 	*iov = (struct iovec){ 0 };
-	if (!len)
-		return 0;
-	const struct area *a = find(m, at, len, &off);
-
-	if (!a)
-		return -EFAULT;
+	if (rc <= 0)
+		return rc;
 	iov->iov_base = a->r.host + off;
 	iov->iov_len = len;
 	return 0;
@@ -430,15 +429,13 @@ int gmem_iov(const struct gmem *m, gpa_t at, uint64_t len, struct iovec *iov)
 
 int gmem_load_fd(struct gmem *m, gpa_t at, int fd, off_t file_off, uint64_t len)
 {
+	const struct area *a;
 	uint64_t off, done = 0;
-	int rc = 0;
+	int rc = place(m, at, len, &a, &off);
 
-	if (!len)
-		return 0;
-	const struct area *a = find(m, at, len, &off);
-
-	if (!a)
-		return -EFAULT;
+	if (rc <= 0)
+		return rc;
+	rc = 0;
 	if (file_off < 0 || len > (uint64_t)INT64_MAX - (uint64_t)file_off)
 		return -EINVAL;
 	while (!rc && done < len) {
