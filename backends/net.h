@@ -54,7 +54,8 @@ struct netif {
 
 struct net_tap_options {
 	const char *name; /* NULL when fd is given */
-	int fd;           /* inherited tap descriptor, or -1; owned by the netif on success */
+	const int *
+		fd; /* inherited, one a pair, of one tap; owned by the netifs on success; or NULL */
 	bool create;      /* make it when absent; it then goes away with us */
 	const char *addr; /* "192.0.2.1/24" for the host's side, or NULL */
 	unsigned mtu;     /* set on the tap when not 0 */

@@ -418,48 +418,61 @@ static unsigned inherited_mtu(int fd, const char *name)
 	return ioctl(sock, SIOCGIFMTU, &ifr) ? 0 : (unsigned)ifr.ifr_mtu;
 }
 
-static int open_inherited(const struct net_tap_options *o, struct netif **n, struct err *err)
+/* One queue. Whatever happens @fd stays the caller's to close until @n is used. */
+static int inherit(int fd, const char *tap, struct netif **n, struct err *err)
 {
 	struct ifreq ifr = { 0 };
-	int rc = check_inherited(o->fd, &ifr, err);
-	int fd = o->fd;
+	int rc = check_inherited(fd, &ifr, err);
 
 	if (rc)
 		return rc;
-	/* o->mtu is only told to the guest: the interface may not be of our namespace */
-	if (o->addr)
+	if (tap && strcmp(tap, ifr.ifr_name))
 		return err_set(err, EINVAL,
-			       "fd=%d: an inherited tap gets its address from whoever opened it: "
-			       "leave addr=%s out",
-			       o->fd, o->addr);
+			       "fd=%d is tap %s, those before it are tap %s: the queues of a NIC "
+			       "are of one tap",
+			       fd, ifr.ifr_name, tap);
 	rc = fd_set_nonblock(fd);
 	if (!rc && fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
 		rc = -errno;
 	if (rc)
 		return err_set_sys(err, rc, "fd=%d cannot be made non-blocking", fd);
 	*n = tap_new(&fd, ifr.ifr_name, ifr.ifr_flags & IFF_MULTI_QUEUE);
-	if (!*n)
-		return err_set(err, ENOMEM, "out of memory for tap %s", ifr.ifr_name);
-	rc = set_up_header(*n, err);
-	if (rc) {
-		(*n)->fd = -1; /* still the caller's */
-		tap_free(*n);
-		*n = NULL;
-		return rc;
-	}
-	unsigned mtu = inherited_mtu(o->fd, ifr.ifr_name);
+	return *n ? set_up_header(*n, err) :
+		    err_set(err, ENOMEM, "out of memory for tap %s", ifr.ifr_name);
+}
 
-	(*n)->mtu = (uint16_t)(mtu > 65535 ? 65535 : mtu);
+static int open_inherited(const struct net_tap_options *o, struct netif **n, struct err *err)
+{
+	int rc = 0;
+
+	/* o->mtu is only told to the guest: the interface may not be of our namespace */
+	if (o->addr)
+		return err_set(err, EINVAL,
+			       "fd=%d: an inherited tap gets its address from whoever opened it: "
+			       "leave addr=%s out",
+			       o->fd[0], o->addr);
+	for (unsigned i = 0; i < o->pairs && !rc; i++)
+		rc = inherit(o->fd[i], i ? n[0]->name : NULL, &n[i], err);
+	for (unsigned i = 0; i < o->pairs && rc; i++) {
+		if (n[i])
+			n[i]->fd = -1; /* still the caller's */
+		tap_free(n[i]);
+		n[i] = NULL;
+	}
+	if (rc)
+		return rc;
+	unsigned mtu = inherited_mtu(o->fd[0], n[0]->name);
+
+	for (unsigned i = 0; i < o->pairs; i++)
+		n[i]->mtu = (uint16_t)(mtu > 65535 ? 65535 : mtu);
 	return 0;
 }
 
 int net_tap_open(const struct net_tap_options *o, struct netif **n, struct err *err)
 {
-	unsigned max = o->name ? TAP_PAIRS_MAX : 1;
-
-	if (!o->pairs || o->pairs > max)
+	if (!o->pairs || o->pairs > TAP_PAIRS_MAX)
 		return err_set(err, EINVAL, "tap %s: %u queue pairs, must be 1 to %u",
-			       o->name ? o->name : "descriptor", o->pairs, max);
+			       o->name ? o->name : "descriptor", o->pairs, TAP_PAIRS_MAX);
 	memset(n, 0, o->pairs * sizeof(*n));
 	return o->name ? open_by_name(o, n, err) : open_inherited(o, n, err);
 }

@@ -25,7 +25,7 @@
 #include "k8s-shim/vm.h"
 #include "k8s-shim/vm_config.h"
 
-#define FDS_MAX (DISKS_MAX + 2 + 32)
+#define FDS_MAX (DISKS_MAX + 2 + POD_NICS_MAX * POD_QUEUES_MAX)
 
 struct vm {
 	const struct bundle *bundle;
@@ -84,13 +84,13 @@ static int look_into_image(struct vm *v, const struct vm_options *o, struct err 
 
 /* ---- the network ---- */
 
-static int open_net(struct vm *v, struct loop *loop, struct err *err)
+static int open_net(struct vm *v, struct loop *loop, unsigned cpus, struct err *err)
 {
 	const struct bundle_mount *m = bundle_mount_at(v->bundle, "/etc/resolv.conf");
 	struct pod_net_options o = { .netns = v->bundle->netns,
 				     .hostname = bundle_annotation(
 					     v->bundle, "io.kubernetes.cri.sandbox-name"),
-				     .queues = 1 };
+				     .queues = cpus };
 	struct resolv r;
 
 	if (!o.netns)
@@ -186,8 +186,9 @@ static void list_fds(const struct vm *v, int out[FDS_MAX + 1])
 		out[n++] = v->kernel.kernel;
 	if (v->kernel.initrd >= 0)
 		out[n++] = v->kernel.initrd;
-	for (unsigned i = 0; v->net && i < pod_net_count(v->net) && n < FDS_MAX; i++)
-		out[n++] = pod_net_nic(v->net, i)->taps[0];
+	for (unsigned i = 0; v->net && i < pod_net_count(v->net); i++)
+		for (unsigned q = 0; q < pod_net_nic(v->net, i)->ntaps; q++)
+			out[n++] = pod_net_nic(v->net, i)->taps[q];
 	out[n] = -1;
 }
 
@@ -232,7 +233,7 @@ static int assemble(struct vm *v, const struct vm_options *o, struct err *err)
 	if (!rc)
 		rc = look_into_image(v, o, err);
 	if (!rc)
-		rc = open_net(v, o->loop, err);
+		rc = open_net(v, o->loop, cpus, err);
 	if (!rc)
 		rc = add_cloud_init(v, err);
 	if (!rc)

@@ -125,6 +125,18 @@ static void add_disks(struct json_object *o, const struct disks *d)
 	json_object_object_add(o, "disk", list);
 }
 
+/* "7:8:9", one a pair of queues. */
+static void add_taps(struct json_object *o, const struct pod_nic *nic)
+{
+	char text[POD_QUEUES_MAX * 12] = "";
+	size_t at = 0;
+
+	for (unsigned i = 0; i < nic->ntaps; i++)
+		at += (size_t)snprintf(text + at, sizeof(text) - at, "%s%d", i ? ":" : "",
+				       nic->taps[i]);
+	add_text(o, "fd", text);
+}
+
 static void add_nics(struct json_object *o, const struct pod_net *net)
 {
 	struct json_object *list = json_object_new_array();
@@ -136,7 +148,7 @@ static void add_nics(struct json_object *o, const struct pod_net *net)
 
 		snprintf(mac, sizeof(mac), "%02x:%02x:%02x:%02x:%02x:%02x", nic->mac[0],
 			 nic->mac[1], nic->mac[2], nic->mac[3], nic->mac[4], nic->mac[5]);
-		json_object_object_add(one, "fd", json_object_new_int(nic->taps[0]));
+		add_taps(one, nic);
 		add_text(one, "id", nic->name);
 		add_text(one, "mac", mac);
 		json_object_object_add(one, "mtu", json_object_new_int((int)nic->mtu));

@@ -18,8 +18,6 @@ void config_group_init(const struct config_key *table, void *base)
 
 		if (k->type == KEY_GROUP && !k->count_max)
 			config_group_init(k->sub, (char *)base + k->offset);
-		else if (k->type == KEY_FD)
-			*(int *)((char *)base + k->offset) = -1;
 		else if (k->type == KEY_ADDR && !k->def)
 			*(uint64_t *)((char *)base + k->offset) = CONFIG_LOAD_ADDRESS_AUTO;
 		else if (k->def)
@@ -95,6 +93,9 @@ int config_finish(struct config *c, struct err *err)
 		r = default_id(&c->disks[i].id, "disk", i, err);
 	for (unsigned i = 0; i < c->nnets && !r; i++)
 		r = default_id(&c->nets[i].id, "net", i, err);
+	for (unsigned i = 0; i < c->nnets; i++)
+		if (c->nets[i].fd.count && c->nets[i].queues == 1)
+			c->nets[i].queues = c->nets[i].fd.count;
 	return r;
 }
 
@@ -190,16 +191,34 @@ static int check_disks(const struct config *c, struct err *err)
 
 static int check_net(const struct config_net *n, struct err *err)
 {
-	if (!n->tap && n->fd < 0)
+	if (!n->tap && !n->fd.count)
 		return err_set(err, EINVAL, "--net: %s has no host side: add tap=NAME or fd=N",
 			       n->id);
-	if (n->tap && n->fd >= 0)
+	if (n->tap && n->fd.count)
 		return err_set(err, EINVAL, "--net: %s has both tap=%s and fd=%d: leave one out",
-			       n->id, n->tap, n->fd);
-	if (n->fd >= 0 && n->queues > 1)
-		return err_set(err, EINVAL,
-			       "--net: %s: one fd carries one pair of queues: leave queues=%u out",
-			       n->id, n->queues);
+			       n->id, n->tap, n->fd.fd[0]);
+	if (n->fd.count && n->fd.count != n->queues)
+		return err_set(
+			err, EINVAL,
+			"--net: %s: fd has %u of the %u descriptors that queues=%u takes: one "
+			"a pair, as fd=5:6",
+			n->id, n->fd.count, n->queues, n->queues);
+	return 0;
+}
+
+/* No descriptor is given twice, in NIC @i or before. */
+static int check_fds(const struct config *c, unsigned i, struct err *err)
+{
+	const struct config_net *n = &c->nets[i];
+
+	for (unsigned at = 0; at < n->fd.count; at++)
+		for (unsigned j = 0; j <= i; j++)
+			for (unsigned k = 0; k < (j == i ? at : c->nets[j].fd.count); k++)
+				if (n->fd.fd[at] == c->nets[j].fd.fd[k])
+					return err_set(err, EINVAL,
+						       "--net: %s and %s have the same fd %d: "
+						       "change one",
+						       c->nets[j].id, n->id, n->fd.fd[at]);
 	return 0;
 }
 
@@ -223,11 +242,10 @@ static int check_nets(const struct config *c, struct err *err)
 				return err_set(err, EINVAL,
 					       "--net: %s and %s have the same tap %s: change one",
 					       o->id, n->id, n->tap);
-			if (n->fd >= 0 && n->fd == o->fd)
-				return err_set(err, EINVAL,
-					       "--net: %s and %s have the same fd %d: change one",
-					       o->id, n->id, n->fd);
 		}
+		r = check_fds(c, i, err);
+		if (r)
+			return r;
 	}
 	return 0;
 }

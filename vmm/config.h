@@ -23,6 +23,7 @@
 #define CONFIG_DISKS_MAX 30
 #define CONFIG_NETS_MAX  30
 #define CONFIG_CPUS_MAX  64
+#define CONFIG_PAIRS_MAX 32         /* of a NIC's queues */
 #define CONFIG_ID_MAX    63         /* bytes without the NUL; ^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$ */
 #define CONFIG_JSON_MAX  (1u << 20) /* bytes of a configuration file */
 
@@ -63,10 +64,16 @@ struct config_mac {
 	bool set; /* false: machine.c derives it from the id (net_mac_default) */
 };
 
+/* Inherited descriptors, one a pair of queues. */
+struct config_fds {
+	unsigned count; /* 0: none given */
+	int fd[CONFIG_PAIRS_MAX];
+};
+
 struct config_net {
-	char *id;  /* "net0".. by default; never NULL after config_finish() */
-	char *tap; /* interface name; NULL when fd is given */
-	int fd;    /* inherited tap descriptor, -1 when none */
+	char *id;             /* "net0".. by default; never NULL after config_finish() */
+	char *tap;            /* interface name; NULL when fd is given */
+	struct config_fds fd; /* of a tap */
 	struct config_mac mac;
 	unsigned mtu;    /* 0: as the tap has it */
 	char *addr;      /* host side, "192.0.2.1/24" or IPv6; NULL: leave alone */
@@ -140,7 +147,7 @@ int config_set(struct config *c, const char *key, const char *value, struct err 
 int config_from_json(struct config *c, const char *text, size_t len, struct err *err);
 int config_from_file(struct config *c, const char *path, struct err *err);
 
-/* Give every disk and NIC an id. -ENOMEM. */
+/* Give every disk and NIC an id, and a NIC a pair of queues for each of its descriptors. -ENOMEM. */
 int config_finish(struct config *c, struct err *err);
 
 /* What concerns several keys: kernel given, ids, paths, MACs and taps used once, ... -EINVAL. */

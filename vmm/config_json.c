@@ -117,7 +117,7 @@ static const char *type_name(json_object *o)
 
 static bool takes_number(const struct config_key *k)
 {
-	return k->type == KEY_UINT || k->type == KEY_POW2 || k->type == KEY_FD ||
+	return k->type == KEY_UINT || k->type == KEY_POW2 || k->type == KEY_FDS ||
 	       k->type == KEY_SIZE || k->type == KEY_ADDR;
 }
 
@@ -317,7 +317,7 @@ int config_from_file(struct config *c, const char *path, struct err *err)
 
 static json_object *value_to_json(const struct config_key *k, const void *base, bool *given)
 {
-	char text[64];
+	char text[320]; /* the longest are descriptors: 32 of 8 bytes */
 
 	if (k->type == KEY_STRING || k->type == KEY_FILE) {
 		const char *s = config_value_string(k, base);
@@ -330,7 +330,7 @@ static json_object *value_to_json(const struct config_key *k, const void *base, 
 		return NULL;
 	if (takes_boolean(k))
 		return json_object_new_boolean(!strcmp(text, "on"));
-	if (k->type == KEY_UINT || k->type == KEY_POW2 || k->type == KEY_FD)
+	if (k->type == KEY_UINT || k->type == KEY_POW2)
 		return json_object_new_int64(strtoll(text, NULL, 10));
 	return json_object_new_string(text);
 }

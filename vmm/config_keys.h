@@ -14,7 +14,7 @@ enum key_type {
 	KEY_FLAG,   /* bool; on the command line the bare option means on */
 	KEY_UINT,   /* unsigned; without a default 0 means not given */
 	KEY_POW2,   /* unsigned, a power of two */
-	KEY_FD,     /* int, -1 when not given */
+	KEY_FDS,    /* struct config_fds; N or N:N... */
 	KEY_SIZE,   /* uint64_t bytes, suffix K M G T; without a default 0 means not given */
 	KEY_ADDR,   /* uint64_t, decimal or 0x; UINT64_MAX when not given */
 	KEY_WORD,   /* an enum (4 bytes): index into words */

@@ -77,10 +77,13 @@ static json_object *key_schema(const struct config_key *k)
 		break;
 	case KEY_UINT:
 	case KEY_POW2:
-	case KEY_FD:
 	case KEY_SIZE:
 	case KEY_ADDR:
 		describe_number(o, k);
+		break;
+	case KEY_FDS:
+		describe_number(o, k);
+		add(o, "pattern", str("^[0-9]+(:[0-9]+)*$"));
 		break;
 	case KEY_STRING:
 	case KEY_FILE:

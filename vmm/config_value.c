@@ -97,6 +97,29 @@ static bool parse_mac(const char *s, struct config_mac *mac)
 	return all != 0 && !(mac->addr[0] & 1);
 }
 
+static bool parse_fds(const struct config_key *k, const char *s, struct config_fds *fds)
+{
+	uint64_t v;
+
+	do {
+		s = parse_digits(s, 10, &v);
+		if (!s || (*s && *s != ':') || v < k->min || v > k->max ||
+		    fds->count == CONFIG_PAIRS_MAX)
+			return false;
+		fds->fd[fds->count++] = (int)v;
+	} while (*s++);
+	return true;
+}
+
+static bool get_fds(const struct config_fds *fds, char *buf, size_t size)
+{
+	size_t at = 0;
+
+	for (unsigned i = 0; i < fds->count && at < size; i++)
+		at += (size_t)snprintf(buf + at, size - at, "%s%d", i ? ":" : "", fds->fd[i]);
+	return fds->count;
+}
+
 static int parse_word(const char *const *words, const char *text)
 {
 	for (int i = 0; words[i]; i++)
@@ -127,9 +150,12 @@ void config_value_allowed(const struct config_key *k, char *buf, size_t size)
 		snprintf(buf, size, "on or off");
 		return;
 	case KEY_UINT:
-	case KEY_FD:
 		snprintf(buf, size, "%llu to %llu", (unsigned long long)k->min,
 			 (unsigned long long)k->max);
+		return;
+	case KEY_FDS:
+		snprintf(buf, size, "%llu to %llu, or up to %d such numbers joined by ':'",
+			 (unsigned long long)k->min, (unsigned long long)k->max, CONFIG_PAIRS_MAX);
 		return;
 	case KEY_POW2:
 		snprintf(buf, size, "a power of two, %llu to %llu", (unsigned long long)k->min,
@@ -229,6 +255,7 @@ static int set_string(const struct config_key *k, void *base, const char *text, 
 int config_value_set(const struct config_key *k, void *base, const char *text, struct err *err)
 {
 	struct config_mac mac = { .set = false };
+	struct config_fds fds = { 0 };
 	char allowed[256];
 	bool ok = false;
 
@@ -240,7 +267,6 @@ int config_value_set(const struct config_key *k, void *base, const char *text, s
 		break;
 	case KEY_UINT:
 	case KEY_POW2:
-	case KEY_FD:
 	case KEY_SIZE:
 	case KEY_ADDR:
 		ok = set_number(k, base, text);
@@ -249,6 +275,11 @@ int config_value_set(const struct config_key *k, void *base, const char *text, s
 	case KEY_FILE:
 		if (k->shape->ok(text))
 			return set_string(k, base, text, err);
+		break;
+	case KEY_FDS:
+		ok = parse_fds(k, text, &fds);
+		if (ok)
+			*(struct config_fds *)field(k, base) = fds;
 		break;
 	case KEY_MAC:
 		ok = parse_mac(text, &mac);
@@ -280,7 +311,6 @@ static bool get_mac(const struct config_mac *m, char *buf, size_t size)
 bool config_value_get(const struct config_key *k, const void *base, char *buf, size_t size)
 {
 	uint64_t v;
-	int fd;
 
 	buf[0] = '\0';
 	switch (k->type) {
@@ -304,10 +334,8 @@ bool config_value_get(const struct config_key *k, const void *base, char *buf, s
 		v = load_unsigned(k, base);
 		snprintf(buf, size, "%#llx", (unsigned long long)v);
 		return v != UINT64_MAX;
-	case KEY_FD:
-		memcpy(&fd, field_const(k, base), sizeof(fd));
-		snprintf(buf, size, "%d", fd);
-		return fd >= 0;
+	case KEY_FDS:
+		return get_fds(field_const(k, base), buf, size);
 	case KEY_MAC:
 		return get_mac(field_const(k, base), buf, size);
 	case KEY_STRING:

@@ -250,7 +250,7 @@ static int add_net(struct vm *vm, const struct config_net *n, struct err *err)
 	char name[8 + CONFIG_ID_MAX];
 	struct net_tap_options o = {
 		.name = n->tap,
-		.fd = n->fd,
+		.fd = n->fd.count ? n->fd.fd : NULL,
 		.create = n->create,
 		.addr = n->addr,
 		.mtu = n->mtu,
@@ -261,7 +261,7 @@ static int add_net(struct vm *vm, const struct config_net *n, struct err *err)
 		.pairs = n->queues,
 		.queue_size = (uint16_t)n->queue_size,
 	};
-	struct netif *ifs[32];
+	struct netif *ifs[CONFIG_PAIRS_MAX];
 	struct loop *loop = io_loop(vm, err);
 
 	if (!loop)

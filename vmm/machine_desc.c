@@ -167,7 +167,7 @@ static int parse_config(struct config *c, json_object *o, struct err *err)
 	c->paused = false;
 	/* The descriptors of a process that is gone. */
 	for (unsigned i = 0; i < c->nnets; i++)
-		c->nets[i].fd = -1;
+		c->nets[i].fd.count = 0;
 	return 0;
 }
 
@@ -348,8 +348,8 @@ static int check_allowed(const struct config_key *k, uint64_t seen, struct err *
 static void drop_other_side(struct config_net *n, const struct config_net *given)
 {
 	if (given->tap)
-		n->fd = -1;
-	if (given->fd >= 0)
+		n->fd.count = 0;
+	if (given->fd.count)
 		forget(&n->tap);
 }
 
@@ -412,7 +412,7 @@ void machine_overrides_help(FILE *f)
 {
 	print_override(f, "--disk id=NAME,path=FILE[,aio=..][,direct=..]",
 		       "where that disk is now");
-	print_override(f, "--net id=NAME,tap=NAME|fd=N[,create=..][,addr=..]",
+	print_override(f, "--net id=NAME,tap=NAME|fd=N[:N..][,create=..][,addr=..]",
 		       "what that NIC is connected to now");
 	for (const char *const *name = run_allowed + 2; *name; name++) {
 		const struct config_key *k = config_key_find(config_keys, *name, strlen(*name));

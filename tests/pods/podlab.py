@@ -213,7 +213,7 @@ class Kit(Coracle):
         args = ["--kernel", guest("pod"), "--memory", "64M",
                 "--cmdline", f"nics={nics} {self.ip6(pod)}", *args]
         for i in range(nics):
-            args += ["--net", f"fd={{fd{i}}},mac={{mac{i}}},mtu={{mtu{i}}}"]
+            args += ["--net", f"fd={{fds{i}}},mac={{mac{i}}},mtu={{mtu{i}}}"]
         super().__init__(*args, control=False, prefix=podnet(pod, *options))
 
     @staticmethod

@@ -94,7 +94,7 @@ static void put_value(FILE *f, const char *key, size_t len, const struct pod_nic
 		fprintf(f, "%d", inherited(nic->taps[0]));
 	else if (len == 3 && !strncmp(key, "fds", 3))
 		for (unsigned i = 0; i < nic->ntaps; i++)
-			fprintf(f, "%s%d", i ? "," : "", inherited(nic->taps[i]));
+			fprintf(f, "%s%d", i ? ":" : "", inherited(nic->taps[i]));
 	else if (len == 3 && !strncmp(key, "mac", 3))
 		fprintf(f, "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]);
 	else if (len == 3 && !strncmp(key, "mtu", 3))

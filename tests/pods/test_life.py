@@ -128,6 +128,14 @@ def test_cpus_are_the_limit(node, pods, device, limit, cpus):
     no_failures(pod)
 
 
+def test_nics_have_a_pair_of_queues_a_vcpu(node, pods, device):
+    kernel(node, "hello", "exit=halt")
+    pod = pods().start(devices=[(ROOT, device())], cpus=3)
+    nic, = machine(node)["net"]
+    assert len(set(nic["fd"].split(":"))) == 3
+    pod.remove()
+
+
 # ---- ends ----
 
 def test_stop_presses_the_power_button(node, pods, device):

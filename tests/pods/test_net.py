@@ -614,7 +614,18 @@ def test_too_many_links(lab):
 
 @with_kvm
 def test_many_queues(lab):
-    """A tap of several queues, of which the machine takes the one it can."""
+    """A tap of several queues, all of which the machine has; a guest that uses one pair gets all frames."""
+    pod = lab.pod()
+    peer = bridge(lab, pod)
+    with Kit(pod, "--queues", "4") as m:
+        m.up()
+        run(*peer.prefix, "ping", "-c", "8", "-i", "0.2", "-W", TIMEOUT, pod.address())
+        echo(peer, pod.address())
+        m.quit()
+
+
+@with_kvm
+def test_some_of_a_taps_queues(lab):
     pod = lab.pod()
     bridge(lab, pod)
     with Coracle("--kernel", guest("hello"), "--memory", "64M", "--net", "fd={fd0},mac={mac0}",

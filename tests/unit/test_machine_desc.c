@@ -126,7 +126,8 @@ static void given_anew(void **state)
 	assert_int_equal(d.config.nets[0].queues, 2);
 	assert_int_equal(give(&d, "net", "id=n1,fd=7", NULL), 0);
 	assert_null(d.config.nets[1].tap);
-	assert_int_equal(d.config.nets[1].fd, 7);
+	assert_int_equal(d.config.nets[1].fd.count, 1);
+	assert_int_equal(d.config.nets[1].fd.fd[0], 7);
 	assert_int_equal(give(&d, "id", "second", NULL), 0);
 	assert_int_equal(give(&d, "serial", "null", NULL), 0);
 	assert_int_equal(give(&d, "hugepages", "off", NULL), 0);

@@ -165,12 +165,9 @@ static ssize_t receive_ours(struct netif *n, uint8_t *buf, size_t len)
 
 static void test_create_and_vanish(void **state)
 {
-	struct net_tap_options o = { .name = "tt0",
-				     .fd = -1,
-				     .create = true,
-				     .pairs = 1,
-				     .mtu = 1400,
-				     .addr = "192.0.2.1/24" };
+	struct net_tap_options o = {
+		.name = "tt0", .create = true, .pairs = 1, .mtu = 1400, .addr = "192.0.2.1/24"
+	};
 	struct err err = { 0 };
 	struct netif *n;
 	struct net_link l;
@@ -200,7 +197,7 @@ static void test_create_and_vanish(void **state)
 
 static void test_absent(void **state)
 {
-	struct net_tap_options o = { .name = "tt1", .fd = -1, .pairs = 1 };
+	struct net_tap_options o = { .name = "tt1", .pairs = 1 };
 	struct err err = { 0 };
 	struct netif *n;
 
@@ -212,7 +209,7 @@ static void test_absent(void **state)
 
 static void test_existing_persists(void **state)
 {
-	struct net_tap_options o = { .name = "tt2", .fd = -1, .pairs = 1, .mtu = 9000 };
+	struct net_tap_options o = { .name = "tt2", .pairs = 1, .mtu = 9000 };
 	struct err err = { 0 };
 	struct netif *n;
 	struct net_link l;
@@ -234,7 +231,7 @@ static void test_existing_persists(void **state)
 
 static void test_in_use(void **state)
 {
-	struct net_tap_options o = { .name = "tt3", .fd = -1, .create = true, .pairs = 1 };
+	struct net_tap_options o = { .name = "tt3", .create = true, .pairs = 1 };
 	struct err err = { 0 };
 	struct netif *a, *b[2];
 
@@ -266,7 +263,7 @@ static void test_in_use(void **state)
 
 static void test_wrong_kinds(void **state)
 {
-	struct net_tap_options o = { .name = "lo", .fd = -1, .create = true, .pairs = 1 };
+	struct net_tap_options o = { .name = "lo", .create = true, .pairs = 1 };
 	struct err err = { 0 };
 	struct netif *n[2];
 
@@ -300,7 +297,7 @@ static void test_wrong_kinds(void **state)
 static void test_nothing_left(void **state)
 {
 	struct net_tap_options o = {
-		.name = "tt7", .fd = -1, .create = true, .pairs = 1, .addr = "192.0.2.1/77"
+		.name = "tt7", .create = true, .pairs = 1, .addr = "192.0.2.1/77"
 	};
 	struct err err = { 0 };
 	struct netif *n;
@@ -335,7 +332,7 @@ static void test_nothing_left(void **state)
 
 static void test_frames(void **state)
 {
-	struct net_tap_options o = { .name = "tt10", .fd = -1, .create = true, .pairs = 1 };
+	struct net_tap_options o = { .name = "tt10", .create = true, .pairs = 1 };
 	uint8_t frame[100], buf[NET_FRAME_MAX];
 	struct err err = { 0 };
 	struct netif *n;
@@ -380,7 +377,7 @@ static void test_frames(void **state)
 
 static void test_would_block(void **state)
 {
-	struct net_tap_options o = { .name = "tt11", .fd = -1, .create = true, .pairs = 1 };
+	struct net_tap_options o = { .name = "tt11", .create = true, .pairs = 1 };
 	uint8_t buf[2048];
 	struct iovec iov = { buf, sizeof(buf) };
 	struct err err = { 0 };
@@ -400,7 +397,7 @@ static void test_would_block(void **state)
 
 static void test_offloads(void **state)
 {
-	struct net_tap_options o = { .name = "tt12", .fd = -1, .create = true, .pairs = 1 };
+	struct net_tap_options o = { .name = "tt12", .create = true, .pairs = 1 };
 	struct err err = { 0 };
 	struct netif *n;
 
@@ -476,7 +473,7 @@ static ssize_t receive_tcp(struct netif *n, uint8_t *buf, size_t len)
 /* A large segment comes whole only to a guest that agreed to it. */
 static void test_segmentation(void **state)
 {
-	struct net_tap_options o = { .name = "tt20", .fd = -1, .create = true, .pairs = 1 };
+	struct net_tap_options o = { .name = "tt20", .create = true, .pairs = 1 };
 	static uint8_t buf[NET_FRAME_MAX];
 	struct virtio_net_hdr_v1 h;
 	struct err err = { 0 };
@@ -506,7 +503,7 @@ static void test_segmentation(void **state)
 
 static void test_multiqueue(void **state)
 {
-	struct net_tap_options o = { .name = "tt13", .fd = -1, .create = true, .pairs = 4 };
+	struct net_tap_options o = { .name = "tt13", .create = true, .pairs = 4 };
 	struct err err = { 0 };
 	struct netif *n[4];
 	struct net_link l;
@@ -540,13 +537,14 @@ static void test_multiqueue(void **state)
 
 static void test_inherited(void **state)
 {
-	struct net_tap_options o = { .pairs = 1 };
+	int fd = -1;
+	struct net_tap_options o = { .pairs = 1, .fd = &fd };
 	uint8_t frame[60], buf[256];
 	struct err err = { 0 };
 	struct netif *n;
 
 	NEED_TAPS();
-	o.fd = make_tap("tt14", IFF_VNET_HDR);
+	fd = make_tap("tt14", IFF_VNET_HDR);
 	assert_int_equal(net_tap_open(&o, &n, &err), 0);
 	assert_string_equal(n->name, "tt14");
 	assert_int_equal(n->mtu, 1500);
@@ -569,38 +567,74 @@ static void test_inherited(void **state)
 	/* what is refused stays the caller's */
 	cleanup_fd int plain = make_tap("tt15", 0);
 
-	o.fd = plain;
+	fd = plain;
 	assert_int_equal(net_tap_open(&o, &n, &err), -EINVAL);
 	assert_says(&err, -EINVAL, "tt15", "IFF_VNET_HDR");
 	assert_true(fcntl(plain, F_GETFD) >= 0);
 	o.addr = "192.0.2.1/24";
 	cleanup_fd int good = make_tap("tt16", IFF_VNET_HDR);
 
-	o.fd = good;
+	fd = good;
 	assert_int_equal(net_tap_open(&o, &n, &err), -EINVAL);
 	assert_says(&err, -EINVAL, "fd=", "addr");
 }
 
 static void test_not_a_tap(void **state)
 {
-	struct net_tap_options o = { .pairs = 1, .fd = open("/dev/null", O_RDWR) };
+	int fd[2] = { open("/dev/null", O_RDWR), -1 };
+	struct net_tap_options o = { .pairs = 1, .fd = fd };
 	struct err err = { 0 };
 	struct netif *n;
 
 	(void)state;
 	assert_int_equal(net_tap_open(&o, &n, &err), -EINVAL);
 	assert_says(&err, -EINVAL, "fd=", "not an open tap");
-	close(o.fd);
+	close(fd[0]);
 	assert_int_equal(net_tap_open(&o, &n, &err), -EBADF);
 	assert_says(&err, -EBADF, "fd=", "not open");
-	o.pairs = 2;
-	assert_int_equal(net_tap_open(&o, &n, &err), -EINVAL);
+}
+
+static int make_queue(const char *name)
+{
+	return make_tap(name, IFF_VNET_HDR | IFF_MULTI_QUEUE);
+}
+
+static void test_inherited_queues(void **state)
+{
+	int fd[3];
+	struct net_tap_options o = { .pairs = 3, .fd = fd };
+	struct err err = { 0 };
+	struct netif *n[3];
+	struct net_link l;
+
+	NEED_TAPS();
+	for (int i = 0; i < 3; i++)
+		fd[i] = make_queue("tt21");
+	assert_int_equal(net_tap_open(&o, n, &err), 0);
+	assert_true(link_get("tt21", &l));
+	assert_int_equal(l.queues, 3);
+	for (int i = 0; i < 3; i++) {
+		assert_string_equal(n[i]->name, "tt21");
+		assert_int_equal(n[i]->ops->enable(n[i], false), 0);
+		assert_int_equal(n[i]->ops->enable(n[i], true), 0);
+		n[i]->ops->free(n[i]);
+	}
+	assert_false(link_exists("tt21"));
+
+	/* of two taps: refused, and all of them stay the caller's */
+	fd[0] = make_queue("tt22");
+	fd[1] = make_queue("tt22");
+	fd[2] = make_queue("tt23");
+	assert_int_equal(net_tap_open(&o, n, &err), -EINVAL);
+	assert_says(&err, -EINVAL, "tt22", "tt23");
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(close(fd[i]), 0);
 }
 
 /* Whoever removes the interface under a running machine must not make it spin or stop. */
 static void test_removed_under_us(void **state)
 {
-	struct net_tap_options o = { .name = "tt17", .fd = -1, .create = true, .pairs = 1 };
+	struct net_tap_options o = { .name = "tt17", .create = true, .pairs = 1 };
 	uint8_t buf[256] = { 0 };
 	struct iovec iov = { buf, sizeof(buf) };
 	struct err err = { 0 };
@@ -617,7 +651,7 @@ static void test_removed_under_us(void **state)
 /* A user without rights, in a child. */
 static void test_no_right(void **state)
 {
-	struct net_tap_options o = { .name = "tt18", .fd = -1, .create = true, .pairs = 1 };
+	struct net_tap_options o = { .name = "tt18", .create = true, .pairs = 1 };
 	struct err err = { 0 };
 	struct netif *n;
 
@@ -658,6 +692,7 @@ int main(void)
 		cmocka_unit_test(test_segmentation),
 		cmocka_unit_test(test_multiqueue),
 		cmocka_unit_test(test_inherited),
+		cmocka_unit_test(test_inherited_queues),
 		cmocka_unit_test(test_not_a_tap),
 		cmocka_unit_test(test_removed_under_us),
 		cmocka_unit_test(test_no_right),
