@@ -50,9 +50,11 @@ struct wire_line {
 };
 
 enum wire_power {
-	WIRE_POWER_OFF,   /* ACPI S5 */
-	WIRE_POWER_RESET, /* reset register, i8042, CF9 */
-	WIRE_POWER_EXIT,  /* test device: @status is the exit status */
+	WIRE_POWER_OFF,          /* ACPI S5 */
+	WIRE_POWER_RESET,        /* reset register, i8042, CF9 */
+	WIRE_POWER_EXIT,         /* test device: @status is the exit status */
+	WIRE_POWER_PANIC,        /* the guest's kernel has come to its end */
+	WIRE_POWER_CRASH_KERNEL, /* it has, and another one takes over: nothing stops */
 };
 
 struct wiring;

@@ -47,7 +47,6 @@ struct machine {
 	char reason[SAID_MAX]; /* the last one that was an error, or any */
 	bool reason_is_error;
 	struct log_limit io_errors;
-	bool crashed; /* the guest did, says the last event */
 };
 
 /* ---- what it says ---- */
@@ -99,18 +98,13 @@ static void on_said(struct loop_watch *w, uint32_t events)
 static void on_event(void *opaque, const char *method, struct json_object *params)
 {
 	struct machine *m = opaque;
-	struct json_object *reason = NULL;
 
 	if (!strcmp(method, "io-error"))
 		log_guest(&m->io_errors, "[%d] io-error: %s", (int)m->pid,
 			  json_object_to_json_string_ext(params, JSON_C_TO_STRING_PLAIN));
-	if (strcmp(method, "shutdown"))
-		return;
-	json_object_object_get_ex(params, "reason", &reason);
-	const char *text = json_object_get_string(reason);
-
-	m->crashed = text && !strcmp(text, "guest-crash");
-	log_info("[%d] shutdown: %s", (int)m->pid, text ? text : "?");
+	else if (!strcmp(method, "shutdown"))
+		log_info("[%d] shutdown: %s", (int)m->pid,
+			 json_object_to_json_string_ext(params, JSON_C_TO_STRING_PLAIN));
 }
 
 /* ---- connecting ---- */
@@ -344,8 +338,6 @@ int machine_ended(struct machine *m, int wait_status)
 	if (WIFSIGNALED(wait_status) && !m->reason_is_error)
 		snprintf(m->reason, sizeof(m->reason),
 			 "the machine's process was killed by signal %d", WTERMSIG(wait_status));
-	else if (m->crashed && !m->reason_is_error)
-		snprintf(m->reason, sizeof(m->reason), "the guest crashed");
 	err_set(&err, EIO, "%s", *m->reason ? m->reason : "the machine ended before it ran");
 	tell_ready(m, &err);
 	return exit_status(m, wait_status);

@@ -70,6 +70,7 @@ struct arch_machine {
 	bool pci;    /* a host bridge at bus 0 */
 	bool serial; /* the first serial port */
 	bool rtc;
+	bool panic; /* devices/pvpanic.h */
 	struct arch_mmio_device mmio[ARCH_MMIO_SLOTS];
 	unsigned mmio_count;
 };

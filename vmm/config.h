@@ -42,6 +42,13 @@ enum config_transport { CONFIG_TRANSPORT_PCI, CONFIG_TRANSPORT_MMIO };
 enum config_aio { CONFIG_AIO_AUTO, CONFIG_AIO_IO_URING, CONFIG_AIO_THREADS };
 enum config_cache { CONFIG_CACHE_WRITEBACK, CONFIG_CACHE_WRITETHROUGH };
 enum config_format { CONFIG_FORMAT_RAW };
+enum config_panic {
+	CONFIG_PANIC_EXIT,
+	CONFIG_PANIC_RESET,
+	CONFIG_PANIC_PAUSE,
+	CONFIG_PANIC_IGNORE
+};
+extern const char *const config_panic_words[]; /* by that enum, as a user writes them */
 enum config_io_threads { CONFIG_IO_THREADS_PER_DEVICE, CONFIG_IO_THREADS_SHARED };
 
 /* Strings belong to the configuration; NULL when not given. */
@@ -111,10 +118,11 @@ struct config {
 	char *serial; /* what console_new() takes: stdio, null, pty, file:PATH, unix:PATH */
 
 	char *incoming; /* tcp:HOST:PORT, unix:PATH: the machine comes by migration; NULL: it boots */
-	char *control;  /* socket path; NULL: none was asked for */
-	bool no_reboot; /* exit with EXIT_GUEST_RESET instead of starting again */
-	bool paused;    /* wait for `resume` on the control socket */
-	bool testdev;   /* port 0xF4 and the other kvm-unit-tests devices */
+	char *control;              /* socket path; NULL: none was asked for */
+	bool no_reboot;             /* exit with EXIT_GUEST_RESET instead of starting again */
+	enum config_panic on_panic; /* the guest's kernel says that it has panicked */
+	bool paused;                /* wait for `resume` on the control socket */
+	bool testdev;               /* port 0xF4 and the other kvm-unit-tests devices */
 	bool sandbox;
 	enum config_io_threads io_threads;
 	enum log_level log_level;

@@ -28,6 +28,7 @@ static const char *const words_transport[] = { "pci", "mmio", NULL };
 static const char *const words_aio[] = { "auto", "io_uring", "threads", NULL };
 static const char *const words_cache[] = { "writeback", "writethrough", NULL };
 static const char *const words_format[] = { "raw", NULL };
+const char *const config_panic_words[] = { "exit", "reset", "pause", "ignore", NULL };
 static const char *const words_io_threads[] = { "per-device", "shared", NULL };
 static const char *const words_log_level[] = { "error", "warn", "info", "debug", NULL };
 
@@ -503,6 +504,17 @@ const struct config_key config_keys[] = {
 	  FIELD(config, no_reboot),
 	  .def = "off",
 	  .help = "exit with status 4 when the guest resets instead of starting again" },
+	{ .name = "on-panic",
+	  .type = KEY_WORD,
+	  FIELD(config, on_panic),
+	  .words = config_panic_words,
+	  .def = "exit",
+	  .help = "what follows when the guest's kernel panics",
+	  .more = "exit ends the machine with status 6; reset starts it again; pause keeps it for "
+		  "a "
+		  "look; ignore only tells of it. The guest tells by the device pvpanic, whose "
+		  "driver Linux loads by itself; a panic before that goes unseen. A crash kernel "
+		  "(kdump) that takes over is let." },
 	{ .name = "io-threads",
 	  .type = KEY_WORD,
 	  FIELD(config, io_threads),

@@ -18,6 +18,7 @@ enum exit_status {
 	EXIT_KVM = 3,         /* KVM could not go on: internal error, failed entry */
 	EXIT_GUEST_RESET = 4, /* the guest asked for a reset and --no-reboot was given */
 	EXIT_TINY_GUESTS = 5, /* check-host: machines run here, but not Linux (1: none at all) */
+	EXIT_GUEST_PANIC = 6, /* the guest's kernel panicked (--on-panic exit) */
 	EXIT_SIGNAL = 128,    /* + N: killed by signal N, as a shell reports it */
 };
 

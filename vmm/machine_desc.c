@@ -229,9 +229,10 @@ void machine_desc_fini(struct machine_desc *d)
 
 static const char *const disk_allowed[] = { "path", "id", "aio", "direct", NULL };
 static const char *const net_allowed[] = { "tap", "id", "fd", "addr", "create", NULL };
-static const char *const run_allowed[] = { "disk",    "net",       "serial",    "id",
-					   "control", "paused",    "no-reboot", "io-threads",
-					   "sandbox", "log-level", "hugepages", NULL };
+static const char *const run_allowed[] = { "disk",       "net",     "serial",    "id",
+					   "control",    "paused",  "no-reboot", "on-panic",
+					   "io-threads", "sandbox", "log-level", "hugepages",
+					   NULL };
 
 static bool is_in(const char *const *list, const char *name)
 {

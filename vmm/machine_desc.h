@@ -7,7 +7,7 @@
  *
  *	--disk id=root,path=FILE[,aio=..][,direct=..]
  *	--net id=n0,tap=NAME|fd=N[,create=..][,addr=..]
- *	--serial --id --control --paused --no-reboot --io-threads --sandbox --log-level --hugepages
+ *	--serial --id --control --paused --no-reboot --on-panic --io-threads --sandbox --log-level --hugepages
  *
  * Anything else (memory, CPUs, MACs, queues, transport) is the guest's and cannot change.
  */

@@ -23,7 +23,7 @@ struct vcpu;
 enum vcpu_stop {
 	VCPU_STOP_RESET,  /* triple fault, KVM_SYSTEM_EVENT_RESET */
 	VCPU_STOP_OFF,    /* KVM_SYSTEM_EVENT_SHUTDOWN */
-	VCPU_STOP_CRASH,  /* KVM_SYSTEM_EVENT_CRASH */
+	VCPU_STOP_CRASH,  /* KVM_SYSTEM_EVENT_CRASH: the guest says that it panicked */
 	VCPU_STOP_FAILED, /* KVM could not go on; already logged */
 };
 

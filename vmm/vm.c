@@ -26,7 +26,8 @@ enum vm_power {
 	VM_POWER_OFF,
 	VM_POWER_RESET,
 	VM_POWER_EXIT,
-	VM_POWER_CRASH,
+	VM_POWER_PANIC,
+	VM_POWER_CRASH_KERNEL,
 	VM_POWER_FAILED
 };
 
@@ -63,6 +64,12 @@ static void on_wire_power(void *opaque, enum wire_power what, int status)
 		atomic_store(&vm->exit_status, status);
 		request(vm, VM_POWER_EXIT);
 		break;
+	case WIRE_POWER_PANIC:
+		request(vm, VM_POWER_PANIC);
+		break;
+	case WIRE_POWER_CRASH_KERNEL:
+		request(vm, VM_POWER_CRASH_KERNEL);
+		break;
 	}
 }
 
@@ -71,7 +78,7 @@ static void on_vcpu_stop(void *opaque, enum vcpu_stop why, unsigned index)
 	static const enum vm_power power[] = {
 		[VCPU_STOP_RESET] = VM_POWER_RESET,
 		[VCPU_STOP_OFF] = VM_POWER_OFF,
-		[VCPU_STOP_CRASH] = VM_POWER_CRASH,
+		[VCPU_STOP_CRASH] = VM_POWER_PANIC,
 		[VCPU_STOP_FAILED] = VM_POWER_FAILED,
 	};
 
@@ -97,6 +104,50 @@ static void guest_reset(struct vm *vm)
 	}
 }
 
+/* Its request has stopped the guest, and nothing comes of it. */
+static void go_on(struct vm *vm)
+{
+	if (vm->state != VM_RUNNING)
+		return;
+	vcpus_pause(&vm->vcpus); /* it may be on its way there */
+	vcpus_resume(&vm->vcpus);
+}
+
+static void tell_panic(struct vm *vm, const char *action)
+{
+	struct json_object *params = json_object_new_object();
+
+	json_object_object_add(params, "action", json_object_new_string(action));
+	vm_emit(vm, "guest-panic", params);
+}
+
+static void guest_panic(struct vm *vm)
+{
+	log_err("the guest's kernel panicked; its console has what it said");
+	tell_panic(vm, config_panic_words[vm->config->on_panic]);
+	switch (vm->config->on_panic) {
+	case CONFIG_PANIC_EXIT:
+		vm_stop(vm, EXIT_GUEST_PANIC, "guest-panic");
+		break;
+	case CONFIG_PANIC_RESET:
+		guest_reset(vm);
+		break;
+	case CONFIG_PANIC_PAUSE:
+		vm_pause(vm);
+		break;
+	case CONFIG_PANIC_IGNORE:
+		go_on(vm);
+		break;
+	}
+}
+
+static void guest_crash_kernel(struct vm *vm)
+{
+	log_warn("the guest's kernel panicked, and its crash kernel takes over");
+	tell_panic(vm, "crash-kernel");
+	go_on(vm);
+}
+
 static void on_request(struct loop_watch *w, uint32_t events)
 {
 	struct vm *vm = (struct vm *)((char *)w - offsetof(struct vm, request_watch));
@@ -114,8 +165,11 @@ static void on_request(struct loop_watch *w, uint32_t events)
 	case VM_POWER_EXIT:
 		vm_stop(vm, atomic_load(&vm->exit_status), "test-device");
 		break;
-	case VM_POWER_CRASH:
-		vm_stop(vm, EXIT_KVM, "guest-crash");
+	case VM_POWER_PANIC:
+		guest_panic(vm);
+		break;
+	case VM_POWER_CRASH_KERNEL:
+		guest_crash_kernel(vm);
 		break;
 	case VM_POWER_FAILED:
 		vm_stop(vm, EXIT_KVM, "kvm-error");

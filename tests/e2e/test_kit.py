@@ -240,6 +240,58 @@ def test_no_reboot(how):
         assert "start 2" not in m.text()
 
 
+def panicking(*args, event=1, **kwargs):
+    return Coracle("--kernel", guest("panic"), "--memory", "64M", "--cmdline", f"event={event}",
+                   *args, **kwargs)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_panic_ends_the_machine(transport):
+    with panicking("--paused", "--transport", transport) as m:
+        client = m.connect()
+        client.call("resume")
+        assert client.event("guest-panic") == {"action": "exit"}
+        assert client.event("shutdown") == {"reason": "guest-panic", "status": 6}
+        assert m.wait() == 6, m.story()
+        assert "still here" not in m.text()
+        assert "error: the guest's kernel panicked" in m.story()
+
+
+def test_panic_starts_again():
+    with panicking("--on-panic", "reset") as m:
+        assert m.wait() == 0, m.story()
+        assert [line for line in m.lines() if line.startswith("start")] == ["start 1", "start 2"]
+        assert "still here" not in m.text()
+    with panicking("--on-panic", "reset", "--no-reboot") as m:
+        assert m.wait() == 4, m.story()
+
+
+def test_panic_stands_still():
+    with panicking("--on-panic", "pause", "--paused") as m:
+        client = m.connect()
+        client.call("resume")
+        assert client.event("guest-panic") == {"action": "pause"}
+        client.event("paused")
+        assert m.call("info")["state"] == "paused"
+        assert "still here" not in m.text()
+        m.call("resume")
+        assert m.wait() == 0, m.story()
+        assert "still here" in m.lines()
+
+
+@pytest.mark.parametrize("event,args", [(1, ["--on-panic", "ignore"]), (2, []), (0xfc, [])])
+def test_panic_and_on(event, args):
+    """One that is ignored, one whose crash kernel goes on, and events that nobody knows."""
+    with panicking("--paused", *args, event=event) as m:
+        client = m.connect()
+        client.call("resume")
+        if event != 0xfc:
+            assert client.event("guest-panic") == {
+                "action": "ignore" if event == 1 else "crash-kernel"}
+        assert m.wait() == 0, m.story()
+        assert "still here" in m.lines()
+
+
 @pytest.mark.parametrize("press", ["signal", "control"])
 def test_power_button(press):
     with Coracle("--kernel", guest("poweroff"), "--memory", "64M", "--cmdline", "button") as m:

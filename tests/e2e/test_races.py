@@ -20,6 +20,7 @@ WAYS = {
     "ged": "ba06060000 b001 ee",   # the reset register
     "i8042": "b0fe e664",
     "triple": "0f0b",              # an exception without a table for it
+    "panic": "ba05050000 b001 ee",  # with --on-panic reset
     "off": "ba04060000 b034 ee",   # the sleep register: S5
 }
 
@@ -27,7 +28,8 @@ WAYS = {
 def restless(path, way, turns):
     path.write_bytes(bytes.fromhex("b9") + turns.to_bytes(4, "little")
                      + bytes.fromhex("e680 e2fc " + WAYS[way] + " f4 ebfd"))
-    return ["--kernel", path, "--kernel-type", "flat32", "--memory", "16M", "--cpus", "2"]
+    return ["--kernel", path, "--kernel-type", "flat32", "--memory", "16M", "--cpus", "2",
+            "--on-panic", "reset"]
 
 
 def ask(machine, seed, requests, answers):
@@ -48,7 +50,7 @@ def ask(machine, seed, requests, answers):
 
 
 @pytest.mark.parametrize("transport", ["pci", "mmio"])
-@pytest.mark.parametrize("way", ["ged", "i8042", "triple"])
+@pytest.mark.parametrize("way", ["ged", "i8042", "triple", "panic"])
 def test_everybody_at_once(way, transport, tmp_path):
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(1 << 20))

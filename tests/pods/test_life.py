@@ -169,6 +169,20 @@ def test_a_restart_stays_in_place(node, pods, device, how, where):
     no_failures(pod)
 
 
+def test_panic(node, pods, device, tmp_path):
+    """A container that has failed, for whoever restarts it, and the reason where kubelet looks."""
+    kernel(node, "panic")
+    message = tmp_path / "message"
+    message.touch()
+    pod = pods().start(devices=[(ROOT, device())],
+                       mounts=[("/dev/termination-log", str(message))])
+    status = pod.ended()
+    assert (status.exit_code, status.reason) == (6, "Error"), status
+    said = "coracle: the guest's kernel panicked; its console has what it said (exit status 6)"
+    assert pod.log().splitlines()[-1] == said
+    assert message.read_text() == said
+
+
 def test_sandbox_stopped_with_a_machine_in_it(node, pods, device):
     kernel(node, "hello", "exit=halt")
     pod = pods().start(devices=[(ROOT, device())])

@@ -72,9 +72,11 @@ static void build(struct firmware *f, const struct shape *s)
 {
 	struct err err = { 0 };
 
-	*f = (struct firmware){
-		.machine = { .cpus = s->cpus, .pci = s->pci, .serial = s->chips, .rtc = s->chips }
-	};
+	*f = (struct firmware){ .machine = { .cpus = s->cpus,
+					     .pci = s->pci,
+					     .serial = s->chips,
+					     .rtc = s->chips,
+					     .panic = s->chips } };
 	while (f->machine.mmio_count < s->mmio) {
 		struct arch_mmio_device *d = &f->machine.mmio[f->machine.mmio_count];
 
@@ -289,6 +291,7 @@ static void check_code(const char *dir, const struct firmware *f)
 	assert_int_equal(occurrences(text, "LNRO0005"), f->machine.mmio_count);
 	assert_int_equal(occurrences(text, "PNP0A08"), f->machine.pci);
 	assert_int_equal(occurrences(text, "Device (COM1)"), f->machine.serial);
+	assert_int_equal(occurrences(text, "\"QEMU0001\""), f->machine.panic);
 	/* What it cannot read as resources it shows as the bytes of a buffer. */
 	assert_int_equal(occurrences(text, "Name (_CRS, ResourceTemplate ()"),
 			 occurrences(text, "Name (_CRS,"));

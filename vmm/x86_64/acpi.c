@@ -17,6 +17,7 @@
 
 #include "base/fd.h"
 #include "devices/ged.h"
+#include "devices/pvpanic.h"
 #include "vmm/x86_64/acpi.h"
 #include "vmm/x86_64/aml.h"
 #include "vmm/x86_64/boot.h"
@@ -117,6 +118,17 @@ static void dsdt_rtc(struct aml *a)
 	aml_name_resources(a, "_CRS");
 	aml_res_io(a, X86_PORT_RTC, 2);
 	aml_res_irq_edge(a, X86_GSI_RTC, false);
+	aml_close(a);
+	aml_close(a);
+}
+
+static void dsdt_panic(struct aml *a)
+{
+	aml_device(a, "PEVT");
+	aml_name_string(a, "_HID", PVPANIC_HID);
+	aml_name_int(a, "_STA", 0xf);
+	aml_name_resources(a, "_CRS");
+	aml_res_io(a, X86_PORT_PANIC, PVPANIC_SIZE);
 	aml_close(a);
 	aml_close(a);
 }
@@ -236,6 +248,8 @@ static size_t dsdt(uint8_t *buf, size_t room, const struct arch_layout *l,
 		dsdt_serial(&a);
 	if (m->rtc)
 		dsdt_rtc(&a);
+	if (m->panic)
+		dsdt_panic(&a);
 	dsdt_events(&a);
 	if (m->pci)
 		dsdt_pci(&a, l);

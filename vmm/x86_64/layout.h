@@ -44,6 +44,7 @@
 #define X86_PORT_RTC    0x70  /* and 0x71 */
 #define X86_PORT_PCI    0xCF8
 #define X86_PORT_RESET  0xCF9  /* byte access: reset control */
+#define X86_PORT_PANIC  0x505  /* devices/pvpanic.h; where QEMU has it */
 #define X86_PORT_GED    0x600  /* devices/ged.h: events, sleep and reset registers */
 #define X86_PORT_PCI_IO 0x1000 /* window for I/O BARs, to 0xFFFF; nothing of ours uses it */
 

@@ -6,6 +6,7 @@
 #include "devices/ged.h"
 #include "devices/i8042.h"
 #include "devices/pci.h"
+#include "devices/pvpanic.h"
 #include "devices/rtc_cmos.h"
 #include "devices/testdev.h"
 #include "devices/uart16550.h"
@@ -65,8 +66,11 @@ int platform_build(struct vm *vm, struct err *err)
 		rc = add(vm, rtc_cmos_new(&vm->pio, X86_PORT_RTC, err), err);
 	if (!rc)
 		rc = add(vm, i8042_new(&vm->pio, X86_PORT_I8042, w, err), err);
+	if (!rc)
+		rc = add(vm, pvpanic_new(&vm->pio, X86_PORT_PANIC, w, err), err);
 	if (!rc && vm->config->testdev)
 		rc = add(vm, testdev_new(&vm->pio, &vm->mmio, w, err), err);
 	vm->machine.rtc = true;
+	vm->machine.panic = true;
 	return rc;
 }
