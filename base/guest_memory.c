@@ -10,11 +10,17 @@
  * use huge pages for it. It is kept out of core dumps: a crash must not write the guest's secrets
  * to a disk.
  *
+ * Memory that nobody ever touched is neither present nor swapped out: /proc/self/pagemap tells, eight
+ * bytes a page, where a look at the page itself would make the kernel map one. It is opened first,
+ * since the sandbox opens nothing. A private mapping of a file reads as the file there, so the file has
+ * to have a hole as well; a hole behind fresh memory (give_back()) reads as zero all the same.
+ *
  * Dirty bits are set after the store they speak of: a fetch in between sends the page too early and
  * then once more, while the other order would lose it. Bitmaps live as long as their region, so that
  * a device may mark while another thread stops logging; untouched they cost no memory.
  */
 #include <endian.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <linux/membarrier.h>
 #include <stdatomic.h>
@@ -25,17 +31,23 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/fd.h"
 #include "base/guest_memory.h"
 
 #define REGIONS_MAX 64
 #define PAGE_SHIFT  12 /* of the bitmap, whatever the host's pages are */
 #define HUGE        (UINT64_C(2) << 20)
 #define LOAD_CHUNK  (UINT64_C(1) << 20) /* one pread(2) is not longer, so a signal gets through */
+#define LOOK_PAGES  512                 /* of pagemap, at once */
+
+/* Of an entry of pagemap: present, or swapped out (Documentation/admin-guide/mm/pagemap.rst). */
+#define PAGEMAP_TOUCHED (UINT64_C(3) << 62)
 
 struct area {
 	struct gmem_region r;
 	bool owned;
-	bool file;     /* a private mapping of a file */
+	int file; /* a private mapping of it, from @file_off on; -1: of none */
+	uint64_t file_off;
 	uint64_t unit; /* what madvise() can give back: the size of its pages */
 	void *map;     /* the whole reservation; NULL when borrowed */
 	size_t map_size;
@@ -46,6 +58,7 @@ struct area {
 struct gmem {
 	struct area areas[REGIONS_MAX];
 	unsigned count;
+	int pagemap; /* of this process; -1: not there */
 	atomic_bool logging;
 };
 
@@ -53,9 +66,20 @@ struct gmem *gmem_new(struct err *err)
 {
 	struct gmem *m = calloc(1, sizeof(*m));
 
-	if (!m)
+	if (!m) {
 		err_set(err, ENOMEM, "out of memory for the table of guest RAM");
+		return NULL;
+	}
+	m->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	return m;
+}
+
+/* What an area holds that is not in the table. */
+static void release(struct area *a)
+{
+	if (a->owned)
+		munmap(a->map, a->map_size);
+	fd_close(&a->file);
 }
 
 void gmem_free(struct gmem *m)
@@ -63,10 +87,10 @@ void gmem_free(struct gmem *m)
 	if (!m)
 		return;
 	for (unsigned i = 0; i < m->count; i++) {
-		if (m->areas[i].owned)
-			munmap(m->areas[i].map, m->areas[i].map_size);
+		release(&m->areas[i]);
 		free(m->areas[i].dirty);
 	}
+	fd_close(&m->pagemap);
 	free(m);
 }
 
@@ -123,13 +147,13 @@ static int explain_map(uint64_t size, enum gmem_pages pages, int e, struct err *
 			   size >> 20);
 }
 
-/* Reserve, then put the RAM inside with something inaccessible on both sides. @fd -1: no file. */
-static int map_ram(struct area *a, enum gmem_pages pages, int fd, uint64_t off, struct err *err)
+/* Reserve, then put the RAM inside with something inaccessible on both sides. */
+static int map_ram(struct area *a, enum gmem_pages pages, struct err *err)
 {
 	const bool huge = pages == GMEM_PAGES_HUGE;
 	const size_t size = a->r.size;
 	/* Huge pages are reserved now: without, the guest dies of SIGBUS when they run out. */
-	const int flags = MAP_PRIVATE | MAP_FIXED | (fd < 0 ? MAP_ANONYMOUS : 0) |
+	const int flags = MAP_PRIVATE | MAP_FIXED | (a->file < 0 ? MAP_ANONYMOUS : 0) |
 			  (huge ? MAP_HUGETLB | (21 << MAP_HUGE_SHIFT) : MAP_NORESERVE);
 
 	if (size > SIZE_MAX - 3 * HUGE)
@@ -141,7 +165,8 @@ static int map_ram(struct area *a, enum gmem_pages pages, int fd, uint64_t off, 
 		return explain_map(size, pages, errno, err);
 	uintptr_t want = (((uintptr_t)a->map + HUGE) & ~(uintptr_t)(HUGE - 1)) + a->r.gpa % HUGE;
 
-	a->r.host = mmap((void *)want, size, PROT_READ | PROT_WRITE, flags, fd, (off_t)off);
+	a->r.host = mmap((void *)want, size, PROT_READ | PROT_WRITE, flags, a->file,
+			 (off_t)a->file_off);
 	if (a->r.host == MAP_FAILED) {
 		int e = errno;
 
@@ -156,15 +181,14 @@ static int map_ram(struct area *a, enum gmem_pages pages, int fd, uint64_t off, 
 	return 0;
 }
 
-static int add_owned(struct gmem *m, struct area a, enum gmem_pages pages, int fd, uint64_t off,
-		     struct err *err)
+static int add_owned(struct gmem *m, struct area a, enum gmem_pages pages, struct err *err)
 {
 	a.owned = true;
 	a.unit = pages == GMEM_PAGES_HUGE ? HUGE : (uint64_t)sysconf(_SC_PAGESIZE);
 	int rc = check_place(m, a.r.gpa, a.r.size, a.unit, err);
 
 	if (!rc)
-		rc = map_ram(&a, pages, fd, off, err);
+		rc = map_ram(&a, pages, err);
 	if (rc)
 		return rc;
 	rc = insert(m, &a, err);
@@ -175,7 +199,9 @@ static int add_owned(struct gmem *m, struct area a, enum gmem_pages pages, int f
 
 int gmem_add_ram(struct gmem *m, gpa_t gpa, uint64_t size, enum gmem_pages pages, struct err *err)
 {
-	return add_owned(m, (struct area){ .r = { .gpa = gpa, .size = size } }, pages, -1, 0, err);
+	struct area a = { .r = { .gpa = gpa, .size = size }, .file = -1 };
+
+	return add_owned(m, a, pages, err);
 }
 
 /* Behind a file's end there is SIGBUS, not zeroes. */
@@ -197,16 +223,26 @@ static int check_file(int fd, uint64_t off, uint64_t size, struct err *err)
 
 int gmem_add_file(struct gmem *m, gpa_t gpa, uint64_t size, int fd, uint64_t off, struct err *err)
 {
-	struct area a = { .r = { .gpa = gpa, .size = size }, .file = true };
+	struct area a = { .r = { .gpa = gpa, .size = size }, .file_off = off };
 	int rc = check_file(fd, off, size, err);
 
-	return rc ? rc : add_owned(m, a, GMEM_PAGES_TRANSPARENT, fd, off, err);
+	if (rc)
+		return rc;
+	a.file = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (a.file < 0)
+		return err_set_sys(err, errno, "cannot keep the file of guest RAM");
+	rc = add_owned(m, a, GMEM_PAGES_TRANSPARENT, err);
+	if (rc)
+		fd_close(&a.file);
+	return rc;
 }
 
 int gmem_add_borrowed(struct gmem *m, gpa_t gpa, uint64_t size, void *host, struct err *err)
 {
 	const uint64_t page = UINT64_C(1) << PAGE_SHIFT;
-	struct area a = { .r = { .gpa = gpa, .size = size, .host = host }, .unit = page };
+	struct area a = { .r = { .gpa = gpa, .size = size, .host = host },
+			  .file = -1,
+			  .unit = page };
 	int rc = check_place(m, gpa, size, page, err);
 
 	if (rc)
@@ -329,7 +365,7 @@ int gmem_write(struct gmem *m, gpa_t at, const void *src, size_t len)
 /* The file's content would come back: put fresh memory in its place. */
 static int give_back(const struct area *a, uint64_t from, uint64_t len)
 {
-	if (!a->file)
+	if (a->file < 0)
 		return madvise(a->r.host + from, len, MADV_DONTNEED);
 	return mmap(a->r.host + from, len, PROT_READ | PROT_WRITE,
 		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED ?
@@ -524,4 +560,54 @@ int gmem_dirty_fetch(struct gmem *m, unsigned i, uint64_t *bits, size_t words)
 	}
 	memset(bits + a->words, 0, (words - a->words) * sizeof(*bits));
 	return 0;
+}
+
+/* ---- untouched memory ---- */
+
+struct look {
+	const struct area *a;
+	off_t from, to; /* of the area's file: known to be a hole, or not */
+	bool hole;
+};
+
+/* Does the file of the area read as zero at its byte @off, as far as that is to be had cheaply? */
+static bool is_hole(struct look *l, uint64_t off)
+{
+	off_t at = (off_t)(l->a->file_off + off);
+
+	if (l->a->file < 0)
+		return true;
+	if (at >= l->from && at < l->to)
+		return l->hole;
+	off_t data = lseek(l->a->file, at, SEEK_DATA);
+
+	l->from = at;
+	l->hole = data > at || (data < 0 && errno == ENXIO);
+	if (l->hole)
+		l->to = data < 0 ? INT64_MAX : data;
+	else
+		l->to = data < 0 ? INT64_MAX : lseek(l->a->file, at, SEEK_HOLE);
+	return l->hole;
+}
+
+void gmem_clear_untouched(const struct gmem *m, unsigned i, uint64_t first, uint64_t count,
+			  uint64_t *bits)
+{
+	const struct area *a = &m->areas[i];
+	struct look l = { .a = a };
+	uint64_t seen[LOOK_PAGES];
+
+	if (!a->owned || m->pagemap < 0 || sysconf(_SC_PAGESIZE) != 1 << PAGE_SHIFT)
+		return;
+	for (uint64_t done = 0; done < count;) {
+		uint64_t n = count - done < LOOK_PAGES ? count - done : LOOK_PAGES;
+		uint64_t page = ((uintptr_t)a->r.host >> PAGE_SHIFT) + first + done;
+
+		if (pread(m->pagemap, seen, n * 8, (off_t)(page * 8)) != (ssize_t)(n * 8))
+			return;
+		for (uint64_t k = 0; k < n; k++, done++)
+			if (!(seen[k] & PAGEMAP_TOUCHED) &&
+			    is_hole(&l, (first + done) << PAGE_SHIFT))
+				bits[done / 64] &= ~(UINT64_C(1) << done % 64);
+	}
 }

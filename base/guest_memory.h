@@ -43,7 +43,7 @@ int gmem_add_ram(struct gmem *m, gpa_t gpa, uint64_t size, enum gmem_pages pages
 
 /*
  * The same, filled with @size bytes of a file from @off (page aligned): read when touched, written only
- * here. @fd may be closed afterwards; the file must not become shorter while @m lives.
+ * here. @fd may be closed afterwards (a copy is kept); the file must not become shorter while @m lives.
  */
 int gmem_add_file(struct gmem *m, gpa_t gpa, uint64_t size, int fd, uint64_t off, struct err *err);
 
@@ -90,5 +90,14 @@ void gmem_dirty_stop(struct gmem *m);
 
 /* Fetch and clear region @i's bits into @bits (little-endian, @words 64-bit words). 0 or -EINVAL. */
 int gmem_dirty_fetch(struct gmem *m, unsigned i, uint64_t *bits, size_t words);
+
+/*
+ * Clear in @bits (bit 0: page @first of region @i; 4 KiB pages, host order) each of @count pages that
+ * takes no memory and reads as zero, since nobody ever touched it. Cheap, and maps nothing, as a look at
+ * the pages themselves would. A page may be touched right afterwards: whoever relies on the answer has
+ * writes logged from before the call. Without /proc, or with memory of others, no bit is cleared.
+ */
+void gmem_clear_untouched(const struct gmem *m, unsigned i, uint64_t first, uint64_t count,
+			  uint64_t *bits);
 
 #endif

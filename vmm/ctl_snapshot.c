@@ -147,10 +147,10 @@ static void on_event(void *opaque, const char *line, struct json_object *params)
 		puts(line);
 		fflush(stdout);
 	} else if (total && isatty(STDERR_FILENO)) {
-		uint64_t sent = number(params, "sent");
+		uint64_t left = number(params, "remaining");
 
-		fprintf(stderr, "\rround %" PRIu64 ", %" PRIu64 " of %" PRIu64 " MiB \033[K",
-			number(params, "round"), sent >> 20, total >> 20);
+		fprintf(stderr, "\rround %" PRIu64 ", %" PRIu64 " of %" PRIu64 " MiB left \033[K",
+			number(params, "round"), left >> 20, total >> 20);
 	}
 }
 

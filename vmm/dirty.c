@@ -15,6 +15,11 @@
  * over all RAM with the guest waiting, and pages stay huge until we come to them. Where KVM has no
  * manual protection, the fetch itself clears and protects everything.
  *
+ * In the first round, pages that nobody ever touched leave the set unseen: to read them costs more than
+ * all else, since the kernel maps a page for each. That look comes after the clearing, so a page that is
+ * touched meanwhile is in the log. In later rounds such a page is one that was given back: it may have
+ * been sent before, and goes again.
+ *
  * A failed clearing means that stores may go by unseen. It is kept and told by the next fetch, which
  * every user makes before it believes that it has everything.
  */
@@ -36,14 +41,15 @@ struct map {
 	uint64_t pages;
 	size_t words;
 	uint64_t *set;   /* what is dirty; host order */
-	uint64_t *stale; /* one bit a chunk: KVM still has to protect what is in set */
+	uint64_t *stale; /* one bit a chunk: it still has to be made ready, see come_to() */
 };
 
 struct dirty {
 	struct vm *vm;
 	bool manual; /* KVM protects when it is told to */
 	pthread_mutex_t lock;
-	int failed; /* under lock from here on */
+	bool first; /* round: nothing has been fetched. Under lock from here on */
+	int failed;
 	uint64_t count;
 	uint64_t *log; /* room for the largest region's */
 	unsigned nmaps;
@@ -113,15 +119,11 @@ static int fetch_kvm(struct dirty *d, unsigned i)
 	return ioctl(d->vm->fd, KVM_GET_DIRTY_LOG, &log) < 0 ? -errno : 0;
 }
 
-/* Have KVM protect the pages of one chunk that are in the set. Under the lock. */
-static void protect(struct dirty *d, unsigned region, uint64_t chunk)
+/* Have KVM protect those of @n pages from @first on that are in the set. */
+static void protect(struct dirty *d, unsigned region, uint64_t first, uint64_t n)
 {
 	struct map *m = &d->maps[region];
-	uint64_t first = chunk * CHUNK, n = m->pages - first < CHUNK ? m->pages - first : CHUNK;
 
-	if (!d->manual || !get_bit(m->stale, chunk))
-		return;
-	clear_bits(m->stale, chunk, 1);
 	for (size_t w = 0; w < words_of(n); w++)
 		d->log[w] = htole64(m->set[first / 64 + w]);
 	struct kvm_clear_dirty_log log = {
@@ -133,6 +135,40 @@ static void protect(struct dirty *d, unsigned region, uint64_t chunk)
 
 	if (ioctl(d->vm->fd, KVM_CLEAR_DIRTY_LOG, &log) < 0 && !d->failed)
 		d->failed = -errno;
+}
+
+static uint64_t count_bits(const uint64_t *bits, size_t words)
+{
+	uint64_t n = 0;
+
+	for (size_t w = 0; w < words; w++)
+		n += (unsigned)__builtin_popcountll(bits[w]);
+	return n;
+}
+
+static void drop_untouched(struct dirty *d, unsigned region, uint64_t first, uint64_t n)
+{
+	uint64_t *set = d->maps[region].set + first / 64;
+
+	d->count -= count_bits(set, words_of(n));
+	gmem_clear_untouched(d->vm->mem, region, first, n, set);
+	d->count += count_bits(set, words_of(n));
+}
+
+/* Before pages of a chunk are handed out. False: it had come earlier. Under the lock. */
+static bool come_to(struct dirty *d, unsigned region, uint64_t chunk)
+{
+	struct map *m = &d->maps[region];
+	uint64_t first = chunk * CHUNK, n = m->pages - first < CHUNK ? m->pages - first : CHUNK;
+
+	if (!get_bit(m->stale, chunk))
+		return false;
+	clear_bits(m->stale, chunk, 1);
+	if (d->manual)
+		protect(d, region, first, n);
+	if (d->first)
+		drop_untouched(d, region, first, n);
+	return true;
 }
 
 /* ---- making and freeing ---- */
@@ -183,6 +219,7 @@ struct dirty *dirty_start(struct vm *vm, struct err *err)
 	}
 	d->vm = vm;
 	d->nmaps = n;
+	d->first = true;
 	pthread_mutex_init(&d->lock, NULL);
 	if (!make_maps(d)) {
 		err_set(err, ENOMEM, "out of memory for the bitmap of guest RAM");
@@ -249,6 +286,7 @@ int dirty_fetch(struct dirty *d, struct err *err)
 	int rc;
 
 	pthread_mutex_lock(&d->lock);
+	d->first = false;
 	rc = d->failed ? err_set_sys(err, d->failed, "KVM cannot protect guest pages again") : 0;
 	for (unsigned i = 0; i < d->nmaps && !rc; i++)
 		rc = fetch_region(d, i, err);
@@ -274,6 +312,8 @@ static bool take(struct dirty *d, unsigned region, uint64_t *page, uint64_t most
 	struct map *m = &d->maps[region];
 	uint64_t at = find_bit(m->set, *page, m->pages, true);
 
+	while (at < m->pages && come_to(d, region, at / CHUNK))
+		at = find_bit(m->set, at, m->pages, true);
 	if (at == m->pages)
 		return false;
 	uint64_t end = (at / CHUNK + 1) * CHUNK;
@@ -282,7 +322,6 @@ static bool take(struct dirty *d, unsigned region, uint64_t *page, uint64_t most
 		end = m->pages;
 	if (end - at > most)
 		end = at + most;
-	protect(d, region, at / CHUNK);
 	*first = at;
 	*count = find_bit(m->set, at, end, false) - at;
 	clear_bits(m->set, at, *count);

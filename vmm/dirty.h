@@ -19,7 +19,11 @@
 struct dirty;
 struct vm;
 
-/* Start logging, on the main thread; at first every page counts as dirty. NULL on error. */
+/*
+ * Start logging, on the main thread. At first every page counts as dirty; those that nobody ever touched,
+ * and read as zero, are passed over by dirty_take() all the same until the first dirty_fetch(). NULL on
+ * error.
+ */
 struct dirty *dirty_start(struct vm *vm, struct err *err);
 void dirty_stop(struct dirty *d); /* main thread; logging off, frees. NULL is fine */
 

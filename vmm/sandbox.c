@@ -56,7 +56,7 @@ static const int calls[] = {
 	SCMP_SYS(pwritev), SCMP_SYS(preadv2), SCMP_SYS(pwritev2), SCMP_SYS(fdatasync),
 	SCMP_SYS(fsync), SCMP_SYS(fallocate), SCMP_SYS(lseek), SCMP_SYS(fstat),
 	SCMP_SYS(newfstatat), SCMP_SYS(statx), SCMP_SYS(fcntl), SCMP_SYS(fadvise64),
-	SCMP_SYS(ftruncate), /* the file of a snapshot's RAM */
+	SCMP_SYS(ftruncate), SCMP_SYS(sync_file_range), /* the file of a snapshot's RAM */
 	/* control socket and console clients: existing sockets only */
 	SCMP_SYS(accept4), SCMP_SYS(accept), SCMP_SYS(sendto), SCMP_SYS(sendmsg),
 	SCMP_SYS(recvfrom), SCMP_SYS(recvmsg), SCMP_SYS(shutdown), SCMP_SYS(getsockopt),

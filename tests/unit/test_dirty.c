@@ -44,7 +44,7 @@ struct rig {
 	int run_size;
 };
 
-static struct rig *rig_or_skip(bool manual)
+static struct rig *untouched_rig_or_skip(bool manual)
 {
 	static struct rig r;
 	struct err err = { 0 };
@@ -96,6 +96,22 @@ static struct rig *rig_or_skip(bool manual)
 		r.vm.kvm.fd = -1;
 	}
 	return &r;
+}
+
+/* All of its memory has been touched. */
+static struct rig *rig_or_skip(bool manual)
+{
+	struct rig *r = untouched_rig_or_skip(manual);
+	const uint8_t zero = 0;
+
+	for (uint64_t at = 4 * PAGE; at < LOW; at += PAGE)
+		assert_int_equal(gmem_write(r->vm.mem, at, &zero, 1), 0);
+	assert_int_equal(gmem_write(r->vm.mem, 0, &zero, 1), 0);
+	assert_int_equal(gmem_write(r->vm.mem, LIST, &zero, 1), 0);
+	assert_int_equal(gmem_write(r->vm.mem, 3 * PAGE, &zero, 1), 0);
+	for (uint64_t at = 0; at < HIGH; at += PAGE)
+		assert_int_equal(gmem_write(r->vm.mem, HIGH_GPA + at, &zero, 1), 0);
+	return r;
 }
 
 static void rig_end(struct rig *r)
@@ -238,6 +254,52 @@ static void test_by_fetch(void **state)
 	rounds(false);
 }
 
+/* The first round is what was ever touched, whoever did; later rounds are what was written. */
+static void untouched(bool manual)
+{
+	static const uint32_t guests[] = { 0x9000, (17 << 20), HIGH_GPA + 5 * PAGE };
+	static const uint32_t late[] = { (16 << 20) - 1, HIGH_GPA + (uint32_t)HIGH - 1 };
+	static uint8_t seen[ALL], want[ALL];
+	struct rig *r = untouched_rig_or_skip(manual);
+	struct err err = { 0 };
+	uint8_t byte = 1;
+
+	guest_writes(r, guests, 3);
+	assert_int_equal(gmem_write(r->vm.mem, 33 << 20, &byte, 1), 0);
+	struct dirty *d = dirty_start(&r->vm, &err);
+
+	assert_non_null(d);
+	memset(want, 0, sizeof(want));
+	for (unsigned i = 0; i < 3; i++)
+		want[index_of(guests[i])] = 1;
+	want[index_of(33 << 20)] = want[index_of(CODE)] = want[index_of(LIST)] = 1;
+	memset(seen, 0, sizeof(seen));
+	assert_int_equal(dirty_pages(d), ALL);
+	assert_int_equal(take_all(d, seen, 64), 6);
+	assert_memory_equal(seen, want, sizeof(seen));
+	assert_int_equal(dirty_pages(d), 0);
+
+	guest_writes(r, late, 2);
+	expect_only(d, late, 2);
+	/* what was given back may have been sent: it goes again */
+	const uint32_t back[] = { 0x9000 };
+
+	assert_int_equal(gmem_discard(r->vm.mem, 0x9000, PAGE), 0);
+	expect_only(d, back, 1);
+	dirty_stop(d);
+	rig_end(r);
+}
+
+static void test_untouched_by_hand(void **state)
+{
+	untouched(true);
+}
+
+static void test_untouched_by_fetch(void **state)
+{
+	untouched(false);
+}
+
 /* Pages written between the fetch and their being taken, and behind the one that takes. */
 static void test_written_meanwhile(void **state)
 {
@@ -331,6 +393,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_by_hand),
 		cmocka_unit_test(test_by_fetch),
+		cmocka_unit_test(test_untouched_by_hand),
+		cmocka_unit_test(test_untouched_by_fetch),
 		cmocka_unit_test(test_written_meanwhile),
 		cmocka_unit_test(test_threads),
 		cmocka_unit_test(test_lost),

@@ -606,6 +606,60 @@ static void test_file(void **state)
 	gmem_free(m);
 }
 
+/* Bits left of pages [first, first + count) of region @i, all of them set before. */
+static uint64_t touched(const struct gmem *m, unsigned i, uint64_t first, uint64_t count)
+{
+	uint64_t bits = UINT64_MAX >> (64 - count);
+
+	gmem_clear_untouched(m, i, first, count, &bits);
+	return bits;
+}
+
+/* Only what was never touched and reads as zero: in fresh memory, in a file's, in that of others. */
+static void test_untouched(void **state)
+{
+	struct err err = { 0 };
+	struct gmem *m = gmem_new(&err);
+	uint8_t byte = 0;
+	static uint8_t lent[2 * 4096] __attribute__((aligned(4096)));
+	cleanup_fd int fd = memfd_create("ram", MFD_CLOEXEC);
+
+	/* pages 0 to 7 are not the region's; 9 and 12 are data, the rest is holes */
+	assert_int_equal(ftruncate(fd, 24 * PAGE), 0);
+	assert_int_equal(pwrite(fd, "data", 4, 9 * PAGE), 4);
+	assert_int_equal(pwrite(fd, "data", 4, 12 * PAGE), 4);
+	assert_int_equal(gmem_add_ram(m, 0, 2048 * PAGE, GMEM_PAGES_SMALL, &err), 0);
+	assert_int_equal(gmem_add_file(m, 16 * MIB, 16 * PAGE, fd, 8 * PAGE, &err), 0);
+	assert_int_equal(gmem_add_borrowed(m, 32 * MIB, 2 * PAGE, lent, &err), 0);
+
+	assert_int_equal(touched(m, 0, 0, 64), 0);
+	assert_int_equal(gmem_write(m, 3 * PAGE, "x", 1), 0);
+	assert_int_equal(gmem_read(m, 700 * PAGE, &byte, 1), 0); /* the kernel maps its zero page */
+	assert_int_equal(touched(m, 0, 0, 64), 8);
+	assert_int_equal(touched(m, 0, 1, 3), 4);
+	assert_int_equal(touched(m, 0, 640, 64), UINT64_C(1) << 60);
+	assert_int_equal(gmem_discard(m, 3 * PAGE, PAGE), 0);
+	assert_int_equal(touched(m, 0, 0, 64), 0);
+	/* more than is looked at in one go */
+	uint64_t bits[32];
+
+	memset(bits, 0xff, sizeof(bits));
+	assert_int_equal(gmem_write(m, 1999 * PAGE, "x", 1), 0);
+	gmem_clear_untouched(m, 0, 0, 2048, bits);
+	for (unsigned i = 0; i < 32; i++)
+		assert_int_equal(bits[i], i == 1999 / 64 ? UINT64_C(1) << 1999 % 64 :
+					  i == 700 / 64  ? UINT64_C(1) << 700 % 64 :
+							   0);
+
+	assert_int_equal(touched(m, 1, 0, 16), 1 << 1 | 1 << 4);
+	assert_int_equal(gmem_write(m, 16 * MIB + 2 * PAGE, "x", 1), 0);
+	assert_int_equal(touched(m, 1, 0, 16), 1 << 1 | 1 << 2 | 1 << 4);
+	assert_int_equal(touched(m, 1, 3, 2), 2);
+
+	assert_int_equal(touched(m, 2, 0, 2), 3);
+	gmem_free(m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -622,6 +676,7 @@ int main(void)
 		cmocka_unit_test(test_load_fd),
 		cmocka_unit_test(test_placement),
 		cmocka_unit_test(test_file),
+		cmocka_unit_test(test_untouched),
 		WITH_RAM(test_guards),
 		cmocka_unit_test(test_huge),
 		WITH_RAM(test_threads),
