@@ -17,6 +17,7 @@
 
 #include "base/fd.h"
 #include "k8s-shim/disks.h"
+#include "k8s-shim/holder.h"
 #include "k8s-shim/rootfs.h"
 
 #define ROOT_DEVICE "/dev/rootdisk"
@@ -303,10 +304,30 @@ int disks_add_file(struct disks *d, const char *name, const char *path, struct e
 	return disk->path ? 0 : err_set(err, ENOMEM, "out of memory");
 }
 
-void disks_explain(const struct disks *d, char *text, size_t room)
+#define IN_USE " is in use by another virtual machine"
+
+/* @disk's path, if @text has it, is followed by IN_USE: say whose it is. */
+static void name_holder(const struct disk *disk, const char *state_dir, char *text, size_t room)
+{
+	char *at = strstr(text, IN_USE);
+	size_t n = strlen(disk->path);
+
+	if (!at || (size_t)(at - text) < n || memcmp(at - n, disk->path, n))
+		return;
+	at += strlen(IN_USE);
+	cleanup_free char *name = holder_find(disk->path, state_dir), *rest = strdup(at);
+
+	/* What else it might have been ends the other sentence that the VMM has for this. */
+	if (name && rest)
+		snprintf(at, room - (size_t)(at - text), " (%s)%s", name, *rest == ',' ? "" : rest);
+}
+
+void disks_explain(const struct disks *d, const char *state_dir, char *text, size_t room)
 {
 	for (unsigned i = 0; i < d->count; i++) {
 		const struct disk *disk = &d->list[i];
+
+		name_holder(disk, state_dir, text, room);
 		char *at = disk->shown ? strstr(text, disk->path) : NULL;
 		size_t n = at ? strlen(disk->path) : 0;
 		cleanup_free char *rest = at ? strdup(at + n) : NULL;

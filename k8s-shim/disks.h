@@ -37,8 +37,11 @@ int disks_find(struct disks *d, const struct bundle *b, const struct node_config
 int disks_add_file(struct disks *d, const char *name, const char *path, struct err *err);
 void disks_fini(struct disks *d);
 
-/* In a message of the VMM's, paths that only it can use become names that people know. */
-void disks_explain(const struct disks *d, char *text, size_t room);
+/*
+ * In a message of the VMM's, paths that only it can use become names that people know, and "another
+ * virtual machine" that has a disk gets its name. @state_dir is the one of the machine of these disks.
+ */
+void disks_explain(const struct disks *d, const char *state_dir, char *text, size_t room);
 
 /* A pod's annotation vm.coracle.dev/@name: NULL where it is not set. -EPERM in @err if not allowed. */
 const char *pod_annotation(const struct bundle *b, const struct node_config *c, const char *name,

@@ -276,7 +276,7 @@ struct io *vm_io(struct vm *v)
 
 void vm_explain(const struct vm *v, char *text, size_t room)
 {
-	disks_explain(&v->disks, text, room);
+	disks_explain(&v->disks, v->state_dir, text, room);
 }
 
 void vm_release(struct vm *v)

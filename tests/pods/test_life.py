@@ -1,7 +1,9 @@
 """test_life.py - a pod's life is a machine's life, on a real containerd"""
+import fcntl
 import json
 import os
 import re
+import struct
 import subprocess
 import threading
 
@@ -469,13 +471,25 @@ def test_version_2_groups(device, parent):
 # ---- refused ----
 
 def test_one_device_in_two_pods(node, pods, device):
+    """What is refused says which device, and which pod has it."""
     kernel(node, "hello", "exit=halt")
     disk = device()
+    pods().start(devices=[(ROOT, device())])  # another one, which has nothing to do with it
     first = pods().start(devices=[(ROOT, disk)])
     second = pods()
-    with pytest.raises(cri.Refused, match=f"{disk}.* in use"):
+    with pytest.raises(cri.Refused, match=f"disk {disk} is in use by another virtual machine "
+                                          rf"\({first.name}-{first.container[:8]}\): unknown$"):
         second.start(devices=[(ROOT, disk)])
     assert first.status().state == 1
+
+
+def test_a_device_that_is_no_pods(node, pods, device):
+    """Nobody is named who is not known."""
+    disk = device()
+    with open(disk, "rb+") as f:
+        fcntl.fcntl(f, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, 0, 0, 0, 0))
+        with pytest.raises(cri.Refused, match=f"disk {disk} is in use by another virtual machine: "):
+            pods().start(devices=[(ROOT, disk)])
 
 
 def test_two_machines_in_one_pod(node, pods, device):
