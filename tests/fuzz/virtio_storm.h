@@ -1,7 +1,7 @@
 /*
- * virtio_storm.h - what the two transports' fuzzers share
+ * virtio_storm.h - what the fuzzers of the two transports, and of small devices, share
  *
- * A toy device (tests/unit/virtio_toy.h), whose requests stay in flight until the loop turns, and steps
+ * A toy device (tests/unit/virtio_toy.h; or another one, then @t is NULL), whose requests stay in flight until the loop turns, and steps
  * for its memory, its loop and its life. The transport's fuzzer adds its registers. A driver that has
  * kept the rules since it last started the device (@honest) must find it working.
  */
@@ -87,9 +87,11 @@ static inline void storm_start(struct storm *s)
 
 	s->ram.next = VD_RAM_BASE;
 	memset(s->ram.host, 0, STORM_RAM / 2);
-	s->t->mode = storm_take(s, 1) & 1 ? TOY_LATER : TOY_NOW;
-	s->t->activate_result = 0;
-	s->honest = vd_start(s->v, &s->ram, s->d, STORM_QUEUES, sizes[storm_take(s, 1) % 4], f);
+	if (s->t) {
+		s->t->mode = storm_take(s, 1) & 1 ? TOY_LATER : TOY_NOW;
+		s->t->activate_result = 0;
+	}
+	s->honest = vd_start(s->v, &s->ram, s->d, s->v->nqueues, sizes[storm_take(s, 1) % 4], f);
 	BUG_ON(!s->honest);
 }
 
@@ -112,7 +114,7 @@ static inline void storm_collect(struct storm *s)
 {
 	uint32_t id, len;
 
-	for (unsigned i = 0; s->honest && i < STORM_QUEUES; i++)
+	for (unsigned i = 0; s->honest && i < s->v->nqueues && s->d[i].size; i++)
 		while (vd_collect(&s->d[i], &id, &len))
 			;
 }
@@ -168,7 +170,7 @@ static inline void storm_step(struct storm *s, unsigned what)
 		storm_add(s);
 		break;
 	case 2: { /* as KVM's ioeventfd does, wherever it is bound */
-		unsigned q = storm_take(s, 1) % STORM_QUEUES;
+		unsigned q = storm_take(s, 1) % s->v->nqueues;
 
 		if (s->d[q].size)
 			vd_publish(&s->d[q]);
@@ -190,14 +192,15 @@ static inline void storm_step(struct storm *s, unsigned what)
 		storm_load(s);
 		break;
 	case 7:
-		s->t->activate_result = storm_take(s, 1) & 1 ? -EIO : 0;
+		if (s->t)
+			s->t->activate_result = storm_take(s, 1) & 1 ? -EIO : 0;
 		virtio_config_changed(s->v);
 		break;
 	}
 }
 
-/* The machine without its device. */
-static inline void storm_init(struct storm *s, const uint8_t *data, size_t size)
+/* The machine without a device. */
+static inline void storm_init_bare(struct storm *s, const uint8_t *data, size_t size)
 {
 	*s = (struct storm){ .at = data, .left = size };
 	log_set_level(LOG_ERR);
@@ -206,6 +209,12 @@ static inline void storm_init(struct storm *s, const uint8_t *data, size_t size)
 	BUG_ON(!s->loop);
 	bus_init(&s->mmio);
 	fake_wiring_init(&s->fw);
+}
+
+/* The same with the toy, which no transport has yet. */
+static inline void storm_init(struct storm *s, const uint8_t *data, size_t size)
+{
+	storm_init_bare(s, data, size);
 	s->t = toy_new(s->ram.mem, s->loop, STORM_QUEUES, STORM_SIZE, STORM_CONFIG_LEN);
 	s->v = &s->t->v;
 }
