@@ -15,8 +15,6 @@
 #include "vmm/vm.h"
 
 /* Start @t for the client that asks. Takes @arg only on success. 0 or an error code. */
-
-/* Start @t for the client that asks. Takes @arg only on success. 0 or an error code. */
 static int start(struct control_target *c, const struct job_task *t, void *arg,
 		 struct json_object **result, struct err *err)
 {
@@ -37,45 +35,6 @@ static int want_standing(const struct vm *vm, struct err *err)
 		return 0;
 	err_set(err, EBUSY, "the machine is %s", vm_state_name(vm));
 	return CONTROL_WRONG_STATE;
-}
-
-/* ---- parameters ---- */
-
-struct param {
-	const char *name;
-	uint64_t min, max;
-	uint64_t *to;
-};
-
-static int bad_param(struct err *err, const char *name, const struct param *p)
-{
-	if (p)
-		err_set(err, EINVAL, "%s is a whole number from %llu to %llu", name,
-			(unsigned long long)p->min, (unsigned long long)p->max);
-	else
-		err_set(err, EINVAL, "this method takes no parameter %.64s", name);
-	return JSONRPC_INVALID_PARAMS;
-}
-
-/* Members of @params into @all, ended by a NULL name. 0 or an error code. */
-static int get_params(struct json_object *params, const struct param *all, struct err *err)
-{
-	if (!json_object_is_type(params, json_type_object))
-		return jsonrpc_no_params(params, err);
-	json_object_object_foreach (params, name, value) {
-		const struct param *p = all;
-
-		while (p->name && strcmp(p->name, name))
-			p++;
-		if (!p->name)
-			return bad_param(err, name, NULL);
-		if (!json_object_is_type(value, json_type_int) || json_object_get_int64(value) < 0)
-			return bad_param(err, name, p);
-		*p->to = json_object_get_uint64(value);
-		if (*p->to < p->min || *p->to > p->max)
-			return bad_param(err, name, p);
-	}
-	return 0;
 }
 
 /* ---- migrate ---- */
@@ -107,14 +66,14 @@ int control_migrate(void *opaque, struct json_object *params, struct json_object
 	struct control_target *c = opaque;
 	struct migrate_options o = { .downtime_ns = MIGRATE_DOWNTIME_DEFAULT_NS };
 	uint64_t downtime = MIGRATE_DOWNTIME_DEFAULT_NS / MS_NS, timeout = 0;
-	const struct param all[] = { { "downtime-ms", 0, 60000, &downtime },
-				     { "bandwidth", 0, INT64_MAX / 2, &o.bandwidth },
-				     { "timeout-ms", 0, MS_MAX, &timeout },
-				     { NULL, 0, 0, NULL } };
+	const struct jsonrpc_number all[] = { { "downtime-ms", 0, 60000, &downtime },
+					      { "bandwidth", 0, INT64_MAX / 2, &o.bandwidth },
+					      { "timeout-ms", 0, MS_MAX, &timeout },
+					      { NULL, 0, 0, NULL } };
 	int code = want_standing(c->vm, err);
 
 	if (!code)
-		code = get_params(params, all, err);
+		code = jsonrpc_numbers(params, all, err);
 	if (!code)
 		code = take_connections(c, &o, err);
 	if (code)

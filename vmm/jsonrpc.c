@@ -164,6 +164,36 @@ int jsonrpc_no_params(struct json_object *params, struct err *err)
 	return JSONRPC_INVALID_PARAMS;
 }
 
+static int bad_number(struct err *err, const char *name, const struct jsonrpc_number *n)
+{
+	if (n)
+		err_set(err, EINVAL, "%s is a whole number from %llu to %llu", name,
+			(unsigned long long)n->min, (unsigned long long)n->max);
+	else
+		err_set(err, EINVAL, "this method takes no parameter %.64s", name);
+	return JSONRPC_INVALID_PARAMS;
+}
+
+int jsonrpc_numbers(struct json_object *params, const struct jsonrpc_number *all, struct err *err)
+{
+	if (!json_object_is_type(params, json_type_object))
+		return jsonrpc_no_params(params, err);
+	json_object_object_foreach (params, name, value) {
+		const struct jsonrpc_number *n = all;
+
+		while (n->name && strcmp(n->name, name))
+			n++;
+		if (!n->name)
+			return bad_number(err, name, NULL);
+		if (!json_object_is_type(value, json_type_int) || json_object_get_int64(value) < 0)
+			return bad_number(err, name, n);
+		*n->to = json_object_get_uint64(value);
+		if (*n->to < n->min || *n->to > n->max)
+			return bad_number(err, name, n);
+	}
+	return 0;
+}
+
 static bool id_is_valid(json_object *id)
 {
 	switch (json_object_get_type(id)) {

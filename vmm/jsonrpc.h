@@ -9,6 +9,7 @@
 
 #include <json-c/json.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/err.h"
 
@@ -46,6 +47,18 @@ struct json_object *jsonrpc_error(struct json_object *id, int code, const char *
 
 /* For methods that take none: 0, or JSONRPC_INVALID_PARAMS naming the first. */
 int jsonrpc_no_params(struct json_object *params, struct err *err);
+
+struct jsonrpc_number {
+	const char *name;
+	uint64_t min, max;
+	uint64_t *to; /* left alone if it is not given */
+};
+
+/*
+ * For methods that take whole numbers: members of @params into @all, ended by a NULL name. 0, or
+ * JSONRPC_INVALID_PARAMS naming the first that is not in it or out of range.
+ */
+int jsonrpc_numbers(struct json_object *params, const struct jsonrpc_number *all, struct err *err);
 
 /* A JSON string of bytes that may not be UTF-8 (paths): then other bytes than ASCII become '?'. */
 struct json_object *jsonrpc_string(const char *text);
