@@ -1,5 +1,5 @@
 /*
- * console.c - which console a --serial value means
+ * console.c - which console a --serial or --console value means
  *
  * Kinds with a path have it behind the first colon, whatever it contains; the others take nothing.
  */

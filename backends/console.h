@@ -1,5 +1,5 @@
 /*
- * console.h - where a serial port's bytes go and come from
+ * console.h - where a serial port's or a virtio console's bytes go and come from
  *
  * The port never waits for the reader: what a slow one leaves unread goes through a bounded ring
  * whose oldest bytes are dropped (Firecracker CVE-2020-27174: a guest that prints for ever must not
@@ -25,6 +25,8 @@ struct console_user {
 	size_t (*room)(void *opaque);
 	void (*input)(void *opaque, const uint8_t *data, size_t len);
 	void (*escape)(void *opaque, enum console_escape what); /* may be NULL */
+	/* The terminal's size, at first and whenever it changes; may be NULL. Only a terminal tells. */
+	void (*resize)(void *opaque, uint16_t cols, uint16_t rows);
 	void *opaque;
 };
 

@@ -286,6 +286,8 @@ static void on_wake(struct loop_watch *w, uint32_t events)
 		(struct console_io *)((char *)w - offsetof(struct console_io, wake_watch));
 
 	event_clear(&io->wake);
+	if (io->hooks->woken)
+		io->hooks->woken(io);
 	service(io);
 }
 

@@ -54,6 +54,7 @@ struct console_hooks {
 	/* No more input. @events: EPOLLHUP, the other side has gone for good. */
 	void (*eof)(struct console_io *io, uint32_t events);
 	void (*lost)(struct console_io *io, int error); /* output failed; @error negative */
+	void (*woken)(struct console_io *io); /* by console_io_poke() or a signal's handler */
 };
 
 struct console_io {

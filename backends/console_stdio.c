@@ -176,10 +176,20 @@ static void on_lost(struct console_io *io, int error)
 		console_io_close_out(io);
 }
 
+static void on_woken(struct console_io *io)
+{
+	struct console_stdio *s = (struct console_stdio *)io;
+	uint16_t cols, rows;
+
+	if (s->terminal && io->user.resize && terminal_resized(&cols, &rows))
+		io->user.resize(io->user.opaque, cols, rows);
+}
+
 static const struct console_hooks hooks = {
 	.filter = filter,
 	.may_read = may_read,
 	.lost = on_lost,
+	.woken = on_woken,
 };
 
 static void stop_looking(void *arg)

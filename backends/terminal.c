@@ -23,6 +23,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -30,7 +31,7 @@
 
 static const int fatal[] = { SIGSEGV, SIGBUS, SIGILL,  SIGFPE, SIGABRT,
 			     SIGTERM, SIGINT, SIGQUIT, SIGHUP };
-static const int job[] = { SIGTSTP, SIGCONT };
+static const int job[] = { SIGTSTP, SIGCONT, SIGWINCH };
 
 #define FAULTS   5 /* of fatal[], those that are a crash */
 #define NFATAL   (sizeof(fatal) / sizeof(fatal[0]))
@@ -39,7 +40,8 @@ static const int job[] = { SIGTSTP, SIGCONT };
 
 static struct {
 	_Atomic bool active;
-	bool at_exit; /* registered */
+	_Atomic bool resized; /* since terminal_resized() looked */
+	bool at_exit;         /* registered */
 	int fd;
 	pid_t group;
 	struct termios saved, raw;
@@ -76,10 +78,25 @@ bool terminal_is_ours(void)
 	return atomic_load(&taken.active) && foreground();
 }
 
+/* Nobody told us of a new size in the background (SIGWINCH goes to the foreground). */
 void terminal_retake(void)
 {
-	if (atomic_load(&taken.active))
-		set(&taken.raw);
+	if (!atomic_load(&taken.active))
+		return;
+	set(&taken.raw);
+	atomic_store(&taken.resized, true);
+}
+
+bool terminal_resized(uint16_t *cols, uint16_t *rows)
+{
+	struct winsize size;
+
+	if (!atomic_load(&taken.active) || !atomic_exchange(&taken.resized, false) ||
+	    ioctl(taken.fd, TIOCGWINSZ, &size))
+		return false;
+	*cols = size.ws_col;
+	*rows = size.ws_row;
+	return true;
 }
 
 static void on_fatal(int sig, siginfo_t *info, void *context)
@@ -106,7 +123,9 @@ static void on_job(int sig, siginfo_t *info, void *context)
 		set(&taken.saved);
 		raise(SIGSTOP);
 	} else {
-		set(&taken.raw); /* the shell had it meanwhile */
+		if (sig == SIGCONT)
+			set(&taken.raw); /* the shell had it meanwhile */
+		atomic_store(&taken.resized, true);
 		event_signal(taken.wake);
 	}
 	errno = e;
@@ -162,6 +181,7 @@ int terminal_take(int fd, struct event *wake, struct err *err)
 	if (!taken.at_exit)
 		taken.at_exit = !atexit(terminal_restore);
 	install();
+	atomic_store(&taken.resized, true);
 	atomic_store(&taken.active, true);
 	set(&taken.raw);
 	return 0;

@@ -8,13 +8,14 @@
 #define BACKENDS_TERMINAL_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "base/err.h"
 #include "base/event.h"
 
 /*
  * @fd is a terminal, borrowed until terminal_release(), as is @wake, which is signalled when the
- * process continues after a stop. In the background the terminal is left alone until then. -EBUSY:
+ * process continues after a stop and when the terminal has another size. In the background the terminal is left alone until then. -EBUSY:
  * another console has it.
  */
 int terminal_take(int fd, struct event *wake, struct err *err);
@@ -25,6 +26,9 @@ void terminal_restore(void);
 
 /* May the taken terminal be read, or does it belong to the shell for now? */
 bool terminal_is_ours(void);
+
+/* True, with its size, if that may have changed since the last call; the first is always true. */
+bool terminal_resized(uint16_t *cols, uint16_t *rows);
 
 /* It has become ours (the shell's `fg` of a job that runs tells nobody): raw mode again. */
 void terminal_retake(void);

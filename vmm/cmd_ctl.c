@@ -44,6 +44,8 @@ static const struct verb {
 	{ "power-button", "ask the guest to shut down", NULL },
 	{ "reset", "start the machine again at once", NULL },
 	{ "quit", "end the machine at once", NULL },
+	{ "console-resize", "[--cols N --rows N]: its virtio console's size, as this terminal's",
+	  ctl_console_resize },
 	{ "snapshot", "DIR [--stop]: write it to a new directory, for coracle restore",
 	  ctl_snapshot },
 	{ "migrate", "ADDRESS [OPTION]...: move it to a waiting `coracle run --incoming ADDRESS`",

@@ -250,9 +250,21 @@ static int check_nets(const struct config *c, struct err *err)
 	return 0;
 }
 
+/* Both would read what is typed, or write over each other. */
+static int check_consoles(const struct config *c, struct err *err)
+{
+	if (!c->console || strcmp(c->console, c->serial) || !strcmp(c->console, "null") ||
+	    !strcmp(c->console, "pty"))
+		return 0;
+	return err_set(err, EINVAL,
+		       "--console %s: the serial port is there: give another --serial, such as "
+		       "--serial null",
+		       c->console);
+}
+
 static int check_machine(const struct config *c, struct err *err)
 {
-	unsigned devices = c->ndisks + c->nnets + c->rng.enabled;
+	unsigned devices = c->ndisks + c->nnets + c->rng.enabled + !!c->console;
 
 	if (devices > PCI_DEVICES_MAX - 1)
 		return err_set(
@@ -271,7 +283,8 @@ static int check_machine(const struct config *c, struct err *err)
 int config_check(const struct config *c, struct err *err)
 {
 	static int (*const checks[])(const struct config *c, struct err *err) = {
-		check_kernel, check_memory, check_ids, check_disks, check_nets, check_machine,
+		check_kernel, check_memory,   check_ids,     check_disks,
+		check_nets,   check_consoles, check_machine,
 	};
 
 	for (unsigned i = 0; i < sizeof(checks) / sizeof(checks[0]); i++) {

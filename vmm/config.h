@@ -115,7 +115,8 @@ struct config {
 	struct config_net nets[CONFIG_NETS_MAX];
 	unsigned nnets;
 	struct config_rng rng;
-	char *serial; /* what console_new() takes: stdio, null, pty, file:PATH, unix:PATH */
+	char *serial;  /* what console_new() takes: stdio, null, pty, file:PATH, unix:PATH */
+	char *console; /* the same for the virtio console; NULL: the machine has none */
 
 	char *incoming; /* tcp:HOST:PORT, unix:PATH: the machine comes by migration; NULL: it boots */
 	char *control;              /* socket path; NULL: none was asked for */

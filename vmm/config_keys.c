@@ -462,6 +462,16 @@ const struct config_key config_keys[] = {
 	  .metavar = "stdio|null|pty|file:PATH|unix:PATH",
 	  .help = "where the first serial port goes",
 	  .more = "file: appends; unix: listens for one client at a time." },
+	{ .name = "console",
+	  .type = KEY_STRING,
+	  FIELD(config, console),
+	  .shape = &shape_console,
+	  .words = words_console,
+	  .metavar = "stdio|null|pty|file:PATH|unix:PATH",
+	  .help = "have a virtio console, and where it goes",
+	  .more = "In Linux it is hvc0. Unlike a serial port it has a size: that of the terminal "
+		  "on stdio, else what coracle ctl ... console-resize says. Only one of --serial "
+		  "and --console can be stdio: give --serial null beside --console stdio." },
 	{ .name = "testdev",
 	  .type = KEY_BOOL,
 	  FIELD(config, testdev),

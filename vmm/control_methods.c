@@ -12,8 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "backends/console.h"
 #include "base/log.h"
+#include "virtio/console.h"
 #include "vmm/control_methods.h"
 #include "vmm/exit_status.h"
 #include "vmm/job.h"
@@ -74,7 +74,8 @@ static int info(void *opaque, struct json_object *params, struct json_object **r
 	add_string(kernel, "path", vm->config->kernel);
 	add_string(kernel, "format", vm->boot ? boot_describe(vm->boot) : NULL);
 	json_object_object_add(o, "kernel", kernel);
-	add_string(o, "console", vm->console ? vm->console->description : NULL);
+	add_string(o, "console", port_description(vm, PORT_SERIAL));
+	add_string(o, "virtio-console", port_description(vm, PORT_VIRTIO));
 	json_object_object_add(o, "devices", device_list(vm));
 	add_u64(o, "uptime-ms", uptime_ms(vm));
 	add_u64(o, "resets", vm->resets);
@@ -285,6 +286,36 @@ static int quit(void *opaque, struct json_object *params, struct json_object **r
 	return 0;
 }
 
+/* The size stays with the line whatever the machine does, so any state will do. */
+static int console_resize(void *opaque, struct json_object *params, struct json_object **result,
+			  struct err *err)
+{
+	struct vm *vm = ((struct control_target *)opaque)->vm;
+	uint64_t cols = 0, rows = 0;
+	const struct jsonrpc_number all[] = { { "cols", 1, UINT16_MAX, &cols },
+					      { "rows", 1, UINT16_MAX, &rows },
+					      { NULL, 0, 0, NULL } };
+	int code = jsonrpc_numbers(params, all, err);
+
+	if (code)
+		return code;
+	if (!cols || !rows) {
+		err_set(err, EINVAL, "cols and rows are both wanted");
+		return JSONRPC_INVALID_PARAMS;
+	}
+	if (!vm->virtio_console) {
+		err_set(err, ENOTSUP,
+			"this machine has no virtio console (--console), and its serial port has "
+			"no size");
+		return CONTROL_UNSUPPORTED;
+	}
+	virtio_console_resize(vm->virtio_console, (uint16_t)cols, (uint16_t)rows);
+	*result = json_object_new_object();
+	add_u64(*result, "cols", cols);
+	add_u64(*result, "rows", rows);
+	return 0;
+}
+
 /* ---- snapshots and migrations: control_jobs.c ---- */
 
 const struct jsonrpc_method control_methods[] = {
@@ -295,6 +326,7 @@ const struct jsonrpc_method control_methods[] = {
 	{ "power-button", power_button },
 	{ "reset", reset_vm },
 	{ "quit", quit },
+	{ "console-resize", console_resize },
 	{ "snapshot", control_snapshot },
 	{ "migrate", control_migrate },
 	{ "cancel", control_cancel },

@@ -94,7 +94,8 @@ void ctl_print_info(FILE *f, struct json_object *o)
 		fprintf(f, "%-10s %s (%s)\n", "kernel",
 			text_of(get(kernel, "path"), buf, sizeof(buf)),
 			text_of(get(kernel, "format"), format, sizeof(format)));
-	row(f, "console", get(o, "console"));
+	row(f, "serial", get(o, "console"));
+	row(f, "console", get(o, "virtio-console"));
 	row(f, "resets", get(o, "resets"));
 	row(f, "job", get(o, "job"));
 	print_devices(f, get(o, "devices"));

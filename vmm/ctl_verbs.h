@@ -23,6 +23,7 @@ struct ctl_call {
 /* 0, or -errno with @err; -EINVAL before anything was asked: the words are wrong. */
 int ctl_snapshot(const struct ctl_call *c, struct err *err);
 int ctl_migrate(const struct ctl_call *c, struct err *err);
+int ctl_console_resize(const struct ctl_call *c, struct err *err);
 
 /* ---- for verbs that start a job ---- */
 

@@ -12,7 +12,6 @@
 #include <string.h>
 
 #include "backends/block.h"
-#include "backends/console.h"
 #include "backends/net.h"
 #include "base/fd.h"
 #include "base/log.h"
@@ -20,11 +19,11 @@
 #include "devices/pci.h"
 #include "devices/uart16550.h"
 #include "virtio/blk.h"
+#include "virtio/console.h"
 #include "virtio/mmio.h"
 #include "virtio/net.h"
 #include "virtio/pci.h"
 #include "virtio/rng.h"
-#include "vmm/exit_status.h"
 #include "vmm/monitor.h"
 #include "vmm/vm.h"
 
@@ -81,71 +80,21 @@ static void on_io_error(void *opaque, const struct device *d, const char *op, ui
 		free(e);
 }
 
-/* ---- the serial port and its console ---- */
+/* ---- the lines to a person ---- */
 
-static void on_transmit(void *opaque, const uint8_t *data, size_t len)
+static int connect_ports(struct vm *vm, struct err *err)
 {
-	struct vm *vm = opaque;
-
-	vm->console->ops->write(vm->console, data, len);
-}
-
-static void on_receive_ready(void *opaque)
-{
-	struct vm *vm = opaque;
-
-	vm->console->ops->poke(vm->console);
-}
-
-static size_t console_room(void *opaque)
-{
-	struct vm *vm = opaque;
-
-	return monitor_is_open(vm->monitor) ? SIZE_MAX : uart16550_room(vm->serial);
-}
-
-static void console_input(void *opaque, const uint8_t *data, size_t len)
-{
-	struct vm *vm = opaque;
-
-	if (monitor_is_open(vm->monitor))
-		monitor_input(vm->monitor, data, len);
-	else
-		uart16550_input(vm->serial, data, len);
-}
-
-static void console_escape(void *opaque, enum console_escape what)
-{
-	struct vm *vm = opaque;
-
-	switch (what) {
-	case CONSOLE_ESCAPE_QUIT:
-		vm_stop(vm, EXIT_OK, "quit");
-		break;
-	case CONSOLE_ESCAPE_BREAK:
-		uart16550_break(vm->serial);
-		break;
-	case CONSOLE_ESCAPE_COMMAND:
-		monitor_toggle(vm->monitor);
-		break;
-	}
-}
-
-static int connect_serial(struct vm *vm, struct err *err)
-{
-	struct console_user user = { console_room, console_input, console_escape, vm };
-	struct uart16550_host host = { on_transmit, on_receive_ready, vm };
+	struct uart16550_host host = { port_transmit, port_receive_ready, &vm->ports[PORT_SERIAL] };
 
 	vm->monitor = monitor_new(vm, err);
 	if (!vm->monitor)
 		return err->code;
-	vm->console = console_new(vm->config->serial, vm->loop, &user, err);
-	if (!vm->console)
-		return err_prefix(err, "--serial");
+	int rc = port_connect(vm, PORT_SERIAL, vm->config->serial, err);
+
+	if (rc)
+		return rc;
 	uart16550_connect(vm->serial, &host);
-	if (vm->console->description)
-		log_info("serial port: %s", vm->console->description);
-	return 0;
+	return vm->config->console ? port_connect(vm, PORT_VIRTIO, vm->config->console, err) : 0;
 }
 
 /* ---- virtio ---- */
@@ -300,6 +249,17 @@ static int add_rng(struct vm *vm, struct err *err)
 	return v ? attach(vm, v, err) : err->code;
 }
 
+static int add_console(struct vm *vm, struct err *err)
+{
+	struct virtio_console_host host = { port_transmit, port_receive_ready,
+					    &vm->ports[PORT_VIRTIO] };
+
+	if (!vm->config->console)
+		return 0;
+	vm->virtio_console = virtio_console_new("console", &host, vm->mem, vm->loop, err);
+	return vm->virtio_console ? attach(vm, vm->virtio_console, err) : err->code;
+}
+
 static int start_io_threads(struct vm *vm, struct err *err)
 {
 	for (unsigned i = 0; i < vm->nio_loops; i++) {
@@ -333,7 +293,9 @@ int machine_build(struct vm *vm, struct err *err)
 	if (!rc)
 		rc = add_rng(vm, err);
 	if (!rc)
-		rc = connect_serial(vm, err);
+		rc = add_console(vm, err);
+	if (!rc)
+		rc = connect_ports(vm, err);
 	return rc ? rc : start_io_threads(vm, err);
 }
 
@@ -361,9 +323,8 @@ void machine_free(struct vm *vm)
 	vm->pci = NULL;
 	vm->ged = NULL;
 	vm->serial = NULL;
-	if (vm->console)
-		vm->console->ops->free(vm->console);
-	vm->console = NULL;
+	vm->virtio_console = NULL;
+	ports_free(vm);
 	monitor_free(vm->monitor);
 	vm->monitor = NULL;
 }

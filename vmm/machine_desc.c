@@ -229,10 +229,10 @@ void machine_desc_fini(struct machine_desc *d)
 
 static const char *const disk_allowed[] = { "path", "id", "aio", "direct", NULL };
 static const char *const net_allowed[] = { "tap", "id", "fd", "addr", "create", NULL };
-static const char *const run_allowed[] = { "disk",       "net",     "serial",    "id",
-					   "control",    "paused",  "no-reboot", "on-panic",
-					   "io-threads", "sandbox", "log-level", "hugepages",
-					   NULL };
+static const char *const run_allowed[] = { "disk",      "net",        "serial",  "console",
+					   "id",        "control",    "paused",  "no-reboot",
+					   "on-panic",  "io-threads", "sandbox", "log-level",
+					   "hugepages", NULL };
 
 static bool is_in(const char *const *list, const char *name)
 {
@@ -395,6 +395,9 @@ int machine_desc_apply(struct machine_desc *d, const struct machine_overrides *o
 				return err_prefix(err, "--%s", key), rc;
 			continue;
 		}
+		if (!strcmp(key, "console") && !d->config.console)
+			return err_set(err, EINVAL,
+				       "--console: this machine has no virtio console");
 		rc = config_set(&d->config, key, o->v[i].value, err);
 		if (rc)
 			return rc;

@@ -22,16 +22,14 @@
 struct monitor {
 	struct control_target target;
 	struct control_peer peer; /* no client: number 0, and never a descriptor that came along */
-	bool open;
+	struct console *console;  /* it is open there; NULL: nowhere */
 	char line[80];
 	size_t len;
 };
 
 static void say(struct monitor *m, const char *text, size_t len)
 {
-	struct console *c = m->target.vm->console;
-
-	c->ops->write(c, text, len);
+	m->console->ops->write(m->console, text, len);
 }
 
 static void say_text(struct monitor *m, const char *text)
@@ -118,7 +116,7 @@ static void enter(struct monitor *m)
 	start += strspn(start, " ");
 	say_text(m, "\r\n");
 	execute(m, start);
-	if (m->open && m->target.vm->state != VM_STOPPED)
+	if (m->target.vm->state != VM_STOPPED)
 		say_text(m, PROMPT);
 }
 
@@ -157,16 +155,19 @@ void monitor_input(struct monitor *m, const uint8_t *data, size_t len)
 		take(m, data[i]);
 }
 
-void monitor_toggle(struct monitor *m)
+void monitor_toggle(struct monitor *m, struct console *c)
 {
-	m->open = !m->open;
+	const bool open = !m->console;
+
+	m->console = c;
 	m->len = 0;
-	say_text(m, m->open ? "\r\n" PROMPT : "\r\n");
+	say_text(m, open ? "\r\n" PROMPT : "\r\n");
+	m->console = open ? c : NULL;
 }
 
-bool monitor_is_open(const struct monitor *m)
+bool monitor_is_open(const struct monitor *m, const struct console *c)
 {
-	return m->open;
+	return m->console == c && c;
 }
 
 struct monitor *monitor_new(struct vm *vm, struct err *err)

@@ -13,14 +13,16 @@
 
 #include "base/err.h"
 
+struct console;
 struct monitor;
 struct vm;
 
 struct monitor *monitor_new(struct vm *vm, struct err *err); /* before the sandbox; NULL on error */
 void monitor_free(struct monitor *m);                        /* NULL is fine */
 
-void monitor_toggle(struct monitor *m); /* writes to vm->console */
-bool monitor_is_open(const struct monitor *m);
+/* Open it on @c, to which it then writes, or close it. Only one console at a time has it. */
+void monitor_toggle(struct monitor *m, struct console *c);
+bool monitor_is_open(const struct monitor *m, const struct console *c); /* on @c */
 void monitor_input(struct monitor *m, const uint8_t *data, size_t len);
 
 #endif

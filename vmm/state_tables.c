@@ -14,6 +14,7 @@
 #include "devices/rtc_cmos.h"
 #include "devices/testdev.h"
 #include "devices/uart16550.h"
+#include "virtio/console.h"
 #include "virtio/device.h"
 #include "virtio/net.h"
 #include "vmm/arch.h"
@@ -22,8 +23,9 @@
 /* In the order of the page: what the stream has, then devices. The architecture's come between. */
 static const struct state_desc *const stream_tables[] = { &header_state, &end_state };
 static const struct state_desc *const device_tables[] = {
-	&pci_host_state, &pci_state,     &msix_state,   &uart16550_state, &ged_state,
-	&rtc_cmos_state, &testdev_state, &virtio_state, &virtq_state,     &virtio_net_state,
+	&pci_host_state, &pci_state,        &msix_state,           &uart16550_state,
+	&ged_state,      &rtc_cmos_state,   &testdev_state,        &virtio_state,
+	&virtq_state,    &virtio_net_state, &virtio_console_state,
 };
 
 #define COUNT(a)   (sizeof(a) / sizeof((a)[0]))

@@ -25,6 +25,7 @@
 #include "vmm/config.h"
 #include "vmm/kvm.h"
 #include "vmm/notify.h"
+#include "vmm/ports.h"
 #include "vmm/vcpu.h"
 #include "vmm/vm_state.h"
 
@@ -33,12 +34,12 @@
 enum vm_state { VM_CREATED, VM_RUNNING, VM_PAUSED, VM_STOPPED };
 
 struct block;
-struct console;
 struct ged;
 struct job;
 struct monitor;
 struct pci_bus;
 struct uart16550;
+struct virtio;
 
 /* What happened, for whoever watches (control socket, log). Main thread. @params may be NULL; borrowed. */
 typedef void (*vm_event_fn)(void *opaque, const char *event, struct json_object *params);
@@ -70,10 +71,10 @@ struct vm {
 	unsigned ndisks;
 	struct ged *ged;
 	struct uart16550 *serial;
-	struct console
-		*console; /* the serial port's other end; freed last, it restores the terminal */
-	struct monitor *monitor; /* the prompt on the console */
-	struct job *job;         /* snapshots and migrations */
+	struct virtio *virtio_console; /* NULL: there is none */
+	struct port ports[PORTS];      /* freed last: that restores the terminal */
+	struct monitor *monitor;       /* the prompt on one of them */
+	struct job *job;               /* snapshots and migrations */
 	struct device_listener listener;
 	struct log_limit io_errors; /* how many are told of */
 

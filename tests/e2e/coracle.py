@@ -280,3 +280,14 @@ def verdicts(machine):
     assert passed, "the guest reports nothing\n" + machine.story()
     assert "done" in lines, "the guest did not come to its end\n" + machine.story()
     return passed
+
+
+def console_says():
+    """What the guest "console" writes to its virtio console before it echoes."""
+    out, size = b"Efirst", 1 << 20
+    for seed in range(2):
+        letters = bytes(ord("a") + (i * 7 + seed) % 26 for i in range(26 + 4096))
+        for page in range(size // 4096):    # each starts a letter further
+            at = (page * 4096 * 7 + page) * 15 % 26     # 7 * 15 = 1 modulo 26
+            out += letters[at:at + 4096]
+    return out

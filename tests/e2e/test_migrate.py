@@ -14,7 +14,8 @@ import sys
 
 import pytest
 
-from coracle import PROGRAM, TIMEOUT, Coracle, ControlError, check_host, guest, verdicts, why_no_kvm
+from coracle import (PROGRAM, TIMEOUT, Coracle, ControlError, check_host, console_says, guest, verdicts,
+                     why_no_kvm)
 from migration import TYPES, Hold, Message, Proxy, Target, connect, crc32c, guest_memory
 
 WHY_NOT = why_no_kvm()
@@ -136,6 +137,15 @@ def test_walk_disk(transport, tmp_path):
     passed, moves = walk(tmp_path, "--kernel", guest("blk"), "--transport", transport,
                          "--disk", f"{disk},id=root,serial=kit-disk", cmdline="serial=kit-disk")
     assert {"many", "get-id"} <= set(passed) and moves == 4
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_walk_console(transport, tmp_path):
+    out = tmp_path / "out"
+    passed, moves = walk(tmp_path, "--kernel", guest("console"), "--transport", transport,
+                         "--console", f"file:{out}")
+    assert {"long", "long-after-sync"} <= set(passed) and moves == 5
+    assert out.read_bytes() == console_says()
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

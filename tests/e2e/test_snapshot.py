@@ -15,7 +15,7 @@ import sys
 
 import pytest
 
-from coracle import PROGRAM, TIMEOUT, Coracle, check_host, guest, verdicts, why_no_kvm
+from coracle import PROGRAM, TIMEOUT, Coracle, check_host, console_says, guest, verdicts, why_no_kvm
 
 WHY_NOT = why_no_kvm()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
@@ -91,6 +91,16 @@ def test_walk_disk(transport, aio, tmp_path):
 def test_walk_entropy(transport, tmp_path):
     passed, saved = walk(tmp_path, "--kernel", guest("rng"), "--transport", transport)
     assert "random" in passed and saved == 2
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_walk_console(transport, tmp_path):
+    """Also in the middle of a request: every byte arrives, once."""
+    out = tmp_path / "out"
+    passed, saved = walk(tmp_path, "--kernel", guest("console"), "--transport", transport,
+                         "--console", f"file:{out}")
+    assert {"long", "long-after-sync"} <= set(passed) and saved == 5
+    assert out.read_bytes() == console_says()
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

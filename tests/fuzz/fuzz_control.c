@@ -92,7 +92,7 @@ static struct rig *make_rig(void)
 	vm->loop = r->loop;
 	vm->on_event = control_event;
 	vm->opaque = r->control;
-	vm->console = &r->console;
+	vm->ports[PORT_SERIAL].console = &r->console;
 	vm->devices[0] = &r->device;
 	vm->ndevices = 1;
 	vm->mem = gmem_new(NULL);
@@ -242,7 +242,7 @@ static void at_the_prompt(struct rig *r, const uint8_t *data, size_t size)
 	struct monitor *m = monitor_new(&r->vm, NULL);
 
 	CHECK(m);
-	monitor_toggle(m);
+	monitor_toggle(m, &r->console);
 	monitor_input(m, data, size);
 	monitor_free(m);
 }

@@ -25,7 +25,8 @@ struct port {
 	size_t room;
 	char got[1 << 20];
 	size_t len;
-	unsigned quits, commands, breaks;
+	unsigned quits, commands, breaks, resizes;
+	uint16_t cols, rows;
 	char dir[64];
 	char path[112];
 };
@@ -55,9 +56,18 @@ static inline void port_escape(void *opaque, enum console_escape what)
 	p->breaks += what == CONSOLE_ESCAPE_BREAK;
 }
 
+static inline void port_resize(void *opaque, uint16_t cols, uint16_t rows)
+{
+	struct port *p = opaque;
+
+	p->resizes++;
+	p->cols = cols;
+	p->rows = rows;
+}
+
 static inline struct console_user user_of(struct port *p)
 {
-	return (struct console_user){ port_room, port_input, port_escape, p };
+	return (struct console_user){ port_room, port_input, port_escape, port_resize, p };
 }
 
 static inline int setup(void **state)

@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
+#include <sys/ioctl.h>
 #include <termios.h>
 
 #include "tests/unit/console_port.h"
@@ -284,11 +285,48 @@ static void test_tty_stop(void **state)
 	tty_close(&t);
 }
 
+static void set_size(const struct tty *t, unsigned short cols, unsigned short rows)
+{
+	const struct winsize size = { .ws_col = cols, .ws_row = rows };
+
+	assert_int_equal(ioctl(t->master, TIOCSWINSZ, &size), 0);
+}
+
+/* Told at first, and after each SIGWINCH; nobody else wakes up for it. */
+static void test_tty_size(void **state)
+{
+	struct port *p = *state;
+	struct sigaction sa;
+	struct tty t;
+
+	tty_open(&t);
+	set_size(&t, 90, 30);
+	tty_console(p, &t);
+	settle(p);
+	assert_int_equal(p->resizes, 1);
+	assert_int_equal(p->cols, 90);
+	assert_int_equal(p->rows, 30);
+	set_size(&t, 200, 50);
+	say(p, "x");
+	settle(p);
+	assert_int_equal(p->resizes, 1); /* not our controlling terminal, so no signal */
+	assert_int_equal(raise(SIGWINCH), 0);
+	settle(p);
+	assert_int_equal(p->resizes, 2);
+	assert_int_equal(p->cols, 200);
+	assert_int_equal(p->rows, 50);
+	p->console->ops->free(p->console);
+	p->console = NULL;
+	assert_int_equal(sigaction(SIGWINCH, NULL, &sa), 0);
+	assert_true(sa.sa_handler == SIG_DFL);
+	tty_close(&t);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		T(test_tty),        T(test_tty_escapes), T(test_tty_stalled),
-		T(test_tty_deaths), T(test_tty_fault),   T(test_tty_stop),
+		T(test_tty),       T(test_tty_escapes), T(test_tty_stalled), T(test_tty_deaths),
+		T(test_tty_fault), T(test_tty_stop),    T(test_tty_size),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -156,6 +156,7 @@ static void not_given(void **state)
 		{ "net", "id=n0,tap=tap1", "same tap" },
 		{ "net", "id=n0,tap=a/b", "interface name" },
 		{ "serial", "nonsense", "stdio" },
+		{ "console", "null", "no virtio console" },
 		{ "id", "no good", "letters" },
 		{ "paused", "on", "nothing could resume" },
 	};

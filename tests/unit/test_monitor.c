@@ -49,7 +49,6 @@ static int setup(void **state)
 	b->config.kernel = strdup("/boot/vmlinuz");
 	b->vm.config = &b->config;
 	b->vm.loop = loop_new(NULL);
-	b->vm.console = &b->paper.console;
 	b->vm.fd = b->vm.kvm.fd = b->vm.request.fd = -1;
 	b->vm.state = VM_RUNNING;
 	pthread_mutex_init(&b->vm.vcpus.lock, NULL);
@@ -87,9 +86,9 @@ static void test_verbs(void **state)
 {
 	struct bench *b = *state;
 
-	assert_false(monitor_is_open(b->monitor));
-	monitor_toggle(b->monitor);
-	assert_true(monitor_is_open(b->monitor));
+	assert_false(monitor_is_open(b->monitor, &b->paper.console));
+	monitor_toggle(b->monitor, &b->paper.console);
+	assert_true(monitor_is_open(b->monitor, &b->paper.console));
 	assert_string_equal(b->paper.text, "\r\n(coracle) ");
 	type(b, "pause\r");
 	assert_string_equal(b->paper.text, "pause\r\npause: paused\r\n(coracle) ");
@@ -110,9 +109,9 @@ static void test_verbs(void **state)
 	assert_said(b, "power-button");
 	type(b, "\r");
 	assert_string_equal(b->paper.text, "\r\n(coracle) ");
-	monitor_toggle(b->monitor);
-	assert_false(monitor_is_open(b->monitor));
-	monitor_toggle(b->monitor);
+	monitor_toggle(b->monitor, &b->paper.console);
+	assert_false(monitor_is_open(b->monitor, &b->paper.console));
+	monitor_toggle(b->monitor, &b->paper.console);
 	type(b, "quit\r");
 	assert_int_equal(b->vm.state, VM_STOPPED);
 	assert_string_equal(b->paper.text, "quit\r\nquit: stopped\r\n");
@@ -122,7 +121,7 @@ static void test_editing(void **state)
 {
 	struct bench *b = *state;
 
-	monitor_toggle(b->monitor);
+	monitor_toggle(b->monitor, &b->paper.console);
 	type(b, "\177\bpausx\177e\r"); /* erasing nothing is fine */
 	assert_int_equal(b->vm.state, VM_PAUSED);
 	type(b, "quit\25resume\r"); /* Ctrl-U */
@@ -131,8 +130,8 @@ static void test_editing(void **state)
 	assert_int_equal(b->vm.state, VM_PAUSED);
 	/* half a line does not survive going back to the guest */
 	type(b, "qu");
-	monitor_toggle(b->monitor);
-	monitor_toggle(b->monitor);
+	monitor_toggle(b->monitor, &b->paper.console);
+	monitor_toggle(b->monitor, &b->paper.console);
 	type(b, "it\r");
 	assert_int_equal(b->vm.state, VM_PAUSED);
 }
@@ -145,18 +144,37 @@ static void test_garbage(void **state)
 	for (int i = 0; i < 256; i++)
 		all[i] = (uint8_t)i;
 	memset(many, 'x', sizeof(many));
-	monitor_toggle(b->monitor);
+	monitor_toggle(b->monitor, &b->paper.console);
 	monitor_input(b->monitor, all, sizeof(all));
 	monitor_input(b->monitor, many, sizeof(many));
 	type(b, "\rpause\r");
 	assert_int_equal(b->vm.state, VM_PAUSED);
 }
 
+/* The prompt is one console's: the other one's bytes stay the guest's. */
+static void test_where(void **state)
+{
+	struct bench *b = *state;
+	static struct paper other;
+
+	other.console.ops = &paper_ops;
+	monitor_toggle(b->monitor, &other.console);
+	assert_true(monitor_is_open(b->monitor, &other.console));
+	assert_false(monitor_is_open(b->monitor, &b->paper.console));
+	assert_false(monitor_is_open(b->monitor, NULL));
+	type(b, "pause\r");
+	assert_int_equal(b->paper.len, 0);
+	assert_non_null(strstr(other.text, "pause: paused"));
+	monitor_toggle(b->monitor, &other.console);
+	assert_false(monitor_is_open(b->monitor, &other.console));
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = { T(test_verbs), T(test_editing), T(test_garbage) };
+	const struct CMUnitTest tests[] = { T(test_verbs), T(test_editing), T(test_garbage),
+					    T(test_where) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -125,6 +125,7 @@ static void of_a_machine(void **state)
 		assert_int_equal(config_set(&c, "memory", "4M", &err), 0);
 		assert_int_equal(config_set(&c, "testdev", "on", &err), 0);
 		assert_int_equal(config_set(&c, "serial", "null", &err), 0);
+		assert_int_equal(config_set(&c, "console", "null", &err), 0);
 		assert_int_equal(config_set(&c, "transport", mmio ? "mmio" : "pci", &err), 0);
 		assert_int_equal(config_set(&c, "disk", path, &err), 0);
 		assert_int_equal(config_finish(&c, &err), 0);
@@ -132,7 +133,7 @@ static void of_a_machine(void **state)
 
 		if (!vm)
 			fail_msg("%s", err.msg);
-		assert_true(vm->ndevices >= 7);
+		assert_true(vm->ndevices >= 8);
 		for (unsigned i = 0; i < vm->ndevices; i++)
 			for (unsigned p = 0; p < vm->devices[i]->nparts; p++)
 				assert_ptr_equal(

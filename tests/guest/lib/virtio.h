@@ -8,9 +8,10 @@
 
 #include "guest.h"
 
-#define VIRTIO_NET 1
-#define VIRTIO_BLK 2
-#define VIRTIO_RNG 4
+#define VIRTIO_NET     1
+#define VIRTIO_BLK     2
+#define VIRTIO_CONSOLE 3
+#define VIRTIO_RNG     4
 
 #define STATUS_ACKNOWLEDGE 1
 #define STATUS_DRIVER      2
