@@ -7,6 +7,8 @@
  *
  * "floor chips" has the kernel make interrupt controllers and timer of a PC too. Whatever boots an
  * operating system needs these, and to take them down costs some kernels more than all the rest.
+ * "floor chips FILE" also has its memory from a file, copy-on-write, as a restored machine has: the
+ * kernel's own books about memory of that size are part of the floor.
  */
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -19,6 +21,7 @@
 
 #define PAGE  4096
 #define ENTRY 0x1000
+#define HOLE  (3ull << 30) /* where a PC has no RAM, up to 4 GiB */
 
 static int need(int rc, const char *what)
 {
@@ -29,25 +32,46 @@ static int need(int rc, const char *what)
 	return rc;
 }
 
-static void *need_map(size_t size, int flags, int fd, const char *what)
+static void *need_map(size_t size, int flags, int fd, off_t off, const char *what)
 {
-	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, fd, 0);
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, fd, off);
 
 	if (p == MAP_FAILED)
 		need(-1, what);
 	return p;
 }
 
+static const unsigned char code[] = { 0xe6, 0xf8 }; /* out %al, $0xf8 */
+
+static void give(int vm, unsigned slot, unsigned long long at, size_t size, void *host)
+{
+	struct kvm_userspace_memory_region region = { .slot = slot,
+						      .guest_phys_addr = at,
+						      .memory_size = size,
+						      .userspace_addr = (unsigned long)host };
+
+	need(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
+}
+
 static void give_memory(int vm)
 {
-	static const unsigned char code[] = { 0xe6, 0xf8 }; /* out %al, $0xf8 */
-	unsigned char *ram = need_map(PAGE, MAP_PRIVATE | MAP_ANONYMOUS, -1, "guest memory");
-	struct kvm_userspace_memory_region region = { .guest_phys_addr = ENTRY,
-						      .memory_size = PAGE,
-						      .userspace_addr = (unsigned long)ram };
+	unsigned char *ram = need_map(PAGE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, "guest memory");
 
 	memcpy(ram, code, sizeof(code));
-	need(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
+	give(vm, 0, ENTRY, PAGE, ram);
+}
+
+static void give_file(int vm, const char *path)
+{
+	int fd = need(open(path, O_RDONLY | O_CLOEXEC), path);
+	size_t size = (size_t)lseek(fd, 0, SEEK_END), low = size < HOLE ? size : HOLE;
+	unsigned char *ram = need_map(low, MAP_PRIVATE | MAP_NORESERVE, fd, 0, path);
+
+	memcpy(ram + ENTRY, code, sizeof(code));
+	give(vm, 0, 0, low, ram);
+	if (size > low)
+		give(vm, 1, 4ull << 30, size - low,
+		     need_map(size - low, MAP_PRIVATE | MAP_NORESERVE, fd, (off_t)low, path));
 }
 
 static void set_entry(int vcpu)
@@ -75,13 +99,16 @@ int main(int argc, char **argv)
 	int kvm = need(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
 	int vm = need(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
 
-	give_memory(vm);
+	if (argc > 2)
+		give_file(vm, argv[2]);
+	else
+		give_memory(vm);
 	if (argc > 1 && !strcmp(argv[1], "chips"))
 		make_chips(vm);
 
 	int vcpu = need(ioctl(vm, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
 	int size = need(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");
-	struct kvm_run *run = need_map((size_t)size, MAP_SHARED, vcpu, "kvm_run");
+	struct kvm_run *run = need_map((size_t)size, MAP_SHARED, vcpu, 0, "kvm_run");
 
 	set_entry(vcpu);
 	need(ioctl(vcpu, KVM_RUN, 0), "KVM_RUN");

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 
 import moves
+import snapshots
 from peers import (CORACLE, DEADLINE, MEMORY_MIB, TOP, BenchError, Guest, Tap, command_line,
                    copy_root)
 
@@ -259,6 +260,16 @@ def migrate(ctx):
     return moves.measure(ctx, Row)
 
 
+def restore(ctx):
+    """Restore at three sizes: start to the guest's first output, against the floor"""
+    return snapshots.restore(ctx, Row)
+
+
+def snapshot(ctx):
+    """Snapshot: rate against cp, and how long the guest stands still"""
+    return snapshots.snapshot(ctx, Row)
+
+
 BENCHMARKS = {      # name: function, whether it wants a KVM that boots Linux
     "tiny": (tiny, False),
     "boot-pci": (lambda ctx: boot(ctx, "boot-pci"), True),
@@ -266,6 +277,8 @@ BENCHMARKS = {      # name: function, whether it wants a KVM that boots Linux
     "disk": (disk, True),
     "net": (net, True),
     "migrate": (migrate, False),
+    "restore": (restore, False),
+    "snapshot": (snapshot, False),
 }
 ABOUT = {
     "tiny": tiny.__doc__,
@@ -274,6 +287,8 @@ ABOUT = {
     "disk": disk.__doc__,
     "net": net.__doc__,
     "migrate": migrate.__doc__,
+    "restore": restore.__doc__,
+    "snapshot": snapshot.__doc__,
 }
 
 

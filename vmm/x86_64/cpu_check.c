@@ -66,11 +66,11 @@ static void name_bits(char *buf, size_t size, const struct feature_register *f, 
 	static const char *const regs[] = { "eax", "ebx", "ecx", "edx" };
 
 	for (unsigned bit = 0; bit < 32; bit++) {
+		if (!(bits >> bit & 1))
+			continue;
 		const char *name = cpu_feature_name(f->function, f->index, f->reg, bit);
 		size_t used = strlen(buf);
 
-		if (!(bits >> bit & 1))
-			continue;
 		if (name)
 			snprintf(buf + used, size - used, "%s%s", used ? ", " : "", name);
 		else
