@@ -46,11 +46,13 @@ struct block_ops {
 	void (*submit)(struct block *b); /* everything queued, in as few system calls as it takes */
 	void (*free)(struct block *b);   /* nothing in flight; closes and unlocks */
 	/*
-	 * Give the disk's lock up, nothing in flight, or take it (again): a migration between two
-	 * machines on one host hands it over. 0 or -errno, -EBUSY. NULL: nothing to lock.
+	 * Give the disk's lock up, nothing in flight, or take it (again): a migration hands it over.
+	 * @mark: 0, or a place that whoever was told of it recognizes this lock by, with marked().
+	 * 0 or -errno, -EBUSY. NULL: nothing to lock.
 	 */
-	int (*lock)(struct block *b, bool hold, struct err *err);
-	bool (*elsewhere)(struct block *b); /* would lock() find somebody else's? Any thread */
+	int (*lock)(struct block *b, bool hold, uint64_t mark, struct err *err);
+	/* Is there somebody else's lock with this mark? Any thread. NULL with lock. */
+	bool (*marked)(struct block *b, uint64_t mark);
 	/* What the host holds back goes to stable storage; waits. Any thread. 0 or -errno. NULL: none */
 	int (*sync)(struct block *b, struct err *err);
 };
@@ -68,6 +70,9 @@ struct block {
 	void (*pass_end)(struct block *b);
 	void *user;
 };
+
+/* Marks lie beyond the end of any disk: [min, 2 * min - 2). */
+#define BLOCK_MARK_MIN (UINT64_C(1) << 62)
 
 enum block_aio { BLOCK_AIO_AUTO, BLOCK_AIO_URING, BLOCK_AIO_THREADS };
 

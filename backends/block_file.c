@@ -8,6 +8,11 @@
  * is dropped by hand at the end: the descriptor's last reference may be io_uring's, which the kernel
  * lets go of only some time after the ring is closed.
  *
+ * A lock says that it is there, not whose it is. In a migration each side has to recognize the other's:
+ * then it is in two parts with one free byte between them, at a place far beyond the end that only the
+ * two know. Anybody else's lock, which is of everything, still meets both. The part above that place is
+ * taken first: it decides, since nobody can have everything then, and is what the other side looks for.
+ *
  * The file's size is taken once. If it shrinks under us, reads there find the end of the file and fail
  * with -EIO; nothing is ever made up.
  *
@@ -44,19 +49,44 @@
 
 /* ---- opening ---- */
 
-static struct flock lock_of(const struct block *b)
+static short lock_type(const struct block *b)
 {
-	return (struct flock){ .l_type = b->read_only ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET };
+	return b->read_only ? F_RDLCK : F_WRLCK;
 }
 
-int block_file_lock(struct block *b, bool hold, struct err *err)
+/* @len 0: up to the end of all files. */
+static int set_lock(struct block *b, short type, uint64_t from, uint64_t len)
+{
+	struct flock l = {
+		.l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)from, .l_len = (off_t)len
+	};
+
+	return fcntl(((struct block_file *)b)->fd, F_OFD_SETLK, &l);
+}
+
+static int take_marked(struct block *b, uint64_t mark)
+{
+	if (set_lock(b, lock_type(b), mark + 1, 0))
+		return -1;
+	if (!set_lock(b, lock_type(b), 0, mark))
+		return set_lock(b, F_UNLCK, mark, 1); /* if all was ours before */
+	int error = errno;
+
+	set_lock(b, F_UNLCK, 0, 0);
+	errno = error;
+	return -1;
+}
+
+int block_file_lock(struct block *b, bool hold, uint64_t mark, struct err *err)
 {
 	struct block_file *f = (struct block_file *)b;
-	struct flock l = lock_of(b);
+	int rc;
 
-	if (!hold)
-		l.l_type = F_UNLCK;
-	if (!fcntl(f->fd, F_OFD_SETLK, &l)) {
+	if (hold && mark)
+		rc = take_marked(b, mark);
+	else
+		rc = set_lock(b, hold ? lock_type(b) : F_UNLCK, 0, 0);
+	if (!rc) {
 		/* A device's pages that were read before another host wrote to it. Advice: it may fail. */
 		if (hold && f->is_device)
 			posix_fadvise(f->fd, 0, 0, POSIX_FADV_DONTNEED);
@@ -71,11 +101,15 @@ int block_file_lock(struct block *b, bool hold, struct err *err)
 	return err_set_sys(err, errno, "cannot lock disk %s", b->path);
 }
 
-bool block_file_elsewhere(struct block *b)
+bool block_file_marked(struct block *b, uint64_t mark)
 {
-	struct flock l = lock_of(b);
+	struct flock l = {
+		.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)mark + 1, .l_len = 1
+	};
 
-	return !fcntl(((struct block_file *)b)->fd, F_OFD_GETLK, &l) && l.l_type != F_UNLCK;
+	/* The kernel (and a file server) tell where the lock in the way begins. */
+	return !fcntl(((struct block_file *)b)->fd, F_OFD_GETLK, &l) && l.l_type != F_UNLCK &&
+	       l.l_start == (off_t)mark + 1;
 }
 
 int block_file_sync(struct block *b, struct err *err)
@@ -146,7 +180,7 @@ static int open_disk(struct block_file *f, const struct block_options *o, struct
 	if (fstat(f->fd, &st))
 		return err_set_sys(err, errno, "cannot look at disk %s", o->path);
 	rc = check_type(f, &st, err);
-	return rc || o->unlocked ? rc : block_file_lock(&f->b, true, err);
+	return rc || o->unlocked ? rc : block_file_lock(&f->b, true, 0, err);
 }
 
 /* The smallest block that O_DIRECT reads here; what is asked for is read, nothing else tells for sure. */
@@ -308,7 +342,7 @@ struct block *block_file_open(const struct block_options *o, struct err *err)
 void block_file_fini(struct block_file *f)
 {
 	if (f->fd >= 0)
-		block_file_lock(&f->b, false, NULL);
+		block_file_lock(&f->b, false, 0, NULL);
 	fd_close(&f->fd);
 	ptr_free(&f->b.path);
 }

@@ -59,8 +59,8 @@ int64_t block_file_call(struct block_file *f, const struct block_step *s);
 void block_file_drop(struct block_file *f, struct block_request *r);
 
 /* For the engines' ops tables. */
-int block_file_lock(struct block *b, bool hold, struct err *err);
-bool block_file_elsewhere(struct block *b);
+int block_file_lock(struct block *b, bool hold, uint64_t mark, struct err *err);
+bool block_file_marked(struct block *b, uint64_t mark);
 int block_file_sync(struct block *b, struct err *err);
 void block_file_fini(struct block_file *f); /* closes, unlocks, frees what f holds but not f */
 

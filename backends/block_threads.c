@@ -243,7 +243,7 @@ static const struct block_ops threads_ops = {
 	.submit = threads_submit,
 	.free = threads_free,
 	.lock = block_file_lock,
-	.elsewhere = block_file_elsewhere,
+	.marked = block_file_marked,
 	.sync = block_file_sync,
 };
 

@@ -246,7 +246,7 @@ static const struct block_ops uring_ops = {
 	.submit = uring_submit,
 	.free = uring_free,
 	.lock = block_file_lock,
-	.elsewhere = block_file_elsewhere,
+	.marked = block_file_marked,
 	.sync = block_file_sync,
 };
 

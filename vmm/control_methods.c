@@ -234,6 +234,9 @@ static int resume_vm(void *opaque, struct json_object *params, struct json_objec
 
 	if (code)
 		return code;
+	/* A migration gave them up and did not get them back. While one is under way, see vm_hold(). */
+	if (vm->disks_away && !vm->held && vm_lock_disks(vm, 0, 0, err))
+		return CONTROL_FAILED;
 	vm_resume(vm);
 	*result = state_of(vm);
 	return 0;

@@ -178,20 +178,25 @@ void vm_announce(struct vm *vm)
 			virtio_net_announce(vm->devices[i]);
 }
 
-int vm_lock_disks(struct vm *vm, bool hold, struct err *err)
+int vm_lock_disks(struct vm *vm, unsigned first, uint64_t mark, struct err *err)
 {
 	for (unsigned i = 0; i < vm->ndisks; i++) {
-		struct block *b = vm->disks[i];
-		int rc = b->ops->lock ? b->ops->lock(b, hold, err) : 0;
+		struct block *b = vm->disks[(first + i) % vm->ndisks];
+		int rc = b->ops->lock ? b->ops->lock(b, true, mark, err) : 0;
 
-		if (!rc || !hold)
-			continue;
-		while (i--)
-			if (vm->disks[i]->ops->lock)
-				vm->disks[i]->ops->lock(vm->disks[i], false, NULL);
-		return rc;
+		if (rc)
+			return rc;
 	}
+	vm->disks_away = false;
 	return 0;
+}
+
+void vm_unlock_disks(struct vm *vm)
+{
+	vm->disks_away = true;
+	for (unsigned i = 0; i < vm->ndisks; i++)
+		if (vm->disks[i]->ops->lock)
+			vm->disks[i]->ops->lock(vm->disks[i], false, 0, NULL);
 }
 
 static int add_net(struct vm *vm, const struct config_net *n, struct err *err)

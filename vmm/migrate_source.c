@@ -13,11 +13,12 @@
  * because KVM itself writes to guest memory (clocks, stolen time) when it is asked for that state.
  *
  * The point of no return is COMMIT. Before it every failure lets the guest run on here. After it the
- * answer may be lost, and nobody can know whether the target has started. Then the disks' locks
- * decide: given up before COMMIT, taken by the target before it says that it runs, and looked at all
- * the while we wait. If it never took them we take them back, which it will find out; if it did, we
- * have ended. A machine without a disk that both sides lock has no such judge: it stays paused and
- * its user is asked.
+ * answer may be lost, and nobody can know whether the target has started. Then a disk's lock decides,
+ * the judge's: given up before COMMIT, taken by the target, behind all others, before it says that it
+ * runs, and looked at all the while we wait. Locks carry this migration's mark (backends/block.h), so
+ * neither side takes a stranger's for the other's. If the target never took it we take it back, before
+ * all others, which it will find out; if it did, we have ended. A machine without a disk whose lock
+ * both sides see has no judge: it stays paused and its user is asked.
  */
 #include <poll.h>
 #include <stdio.h>
@@ -55,7 +56,9 @@ struct migrate {
 	struct stream *state; /* the machine's, until it is sent */
 	struct dirty *dirty;
 	struct ram_sender *sender;
-	bool locks_decide, held, given;
+	uint8_t session[MIGRATE_SESSION_SIZE];
+	unsigned judge; /* 1 + the number of the disk whose lock both sides see, 0: there is none */
+	bool held, given;
 	uint64_t started, held_at, downtime_ns, fetched_at;
 };
 
@@ -152,24 +155,32 @@ static int greet(struct migrate *m, struct err *err)
 	int rc = 0;
 
 	enter(m, MIGRATE_CONNECT);
-	if (getrandom(h.session, sizeof(h.session), 0) != sizeof(h.session))
+	if (getrandom(m->session, sizeof(m->session), 0) != sizeof(m->session))
 		return err_set_sys(err, errno, "no random bytes");
+	memcpy(h.session, m->session, sizeof(h.session));
 	for (; h.index < m->o.connections && !rc; h.index++)
 		rc = migrate_put_hello(m->out[h.index], &h, err);
 	return rc;
 }
 
+/* If nothing comes of it the mark stays, to no harm, until the next one. */
+static int mark_disks(struct migrate *m, struct err *err)
+{
+	return vm_lock_disks(m->vm, 0, migrate_mark(m->session), err);
+}
+
 static int check(struct migrate *m, struct err *err)
 {
-	uint32_t locks;
-
 	enter(m, MIGRATE_CHECK);
-	int rc = vm_header_save(m->vm, m->out[0], err);
+	int rc = on_main(m, mark_disks, err);
 
 	if (!rc)
-		rc = await(m, MIGRATE_ACCEPT, &locks, err);
+		rc = vm_header_save(m->vm, m->out[0], err);
 	if (!rc)
-		m->locks_decide = locks;
+		rc = await(m, MIGRATE_ACCEPT, &m->judge, err);
+	if (!rc && m->judge > m->vm->ndisks)
+		rc = err_set(err, EPROTO, "the target sees disk %u of %u locked", m->judge,
+			     m->vm->ndisks);
 	return rc;
 }
 
@@ -307,10 +318,7 @@ static int send_rest(struct migrate *m, struct err *err)
 
 static int take_back(struct migrate *m, struct err *err)
 {
-	int rc = vm_lock_disks(m->vm, true, err);
-
-	m->given = rc != 0;
-	return rc;
+	return vm_lock_disks(m->vm, m->judge ? m->judge - 1 : 0, 0, err);
 }
 
 /* Let go of the disks and say so. What was written is on them. */
@@ -318,23 +326,18 @@ static int give(struct migrate *m, struct err *err)
 {
 	int rc = sync_disks(m, err);
 
-	if (!rc)
-		rc = vm_lock_disks(m->vm, false, err);
-	m->given = !rc;
-	if (!rc)
-		rc = migrate_put_commit(m->out[0], m->vm->state == VM_PAUSED, err);
-	return rc;
+	if (rc)
+		return rc;
+	vm_unlock_disks(m->vm);
+	m->given = true;
+	return migrate_put_commit(m->out[0], m->vm->state == VM_PAUSED, err);
 }
 
-static bool target_has_disks(struct migrate *m)
+static bool target_has_disks(const struct migrate *m)
 {
-	for (unsigned i = 0; i < m->vm->ndisks; i++) {
-		struct block *b = m->vm->disks[i];
+	struct block *b = m->judge ? m->vm->disks[m->judge - 1] : NULL;
 
-		if (b->ops->elsewhere && b->ops->elsewhere(b))
-			return true;
-	}
-	return false;
+	return b && b->ops->marked && b->ops->marked(b, migrate_mark(m->session));
 }
 
 /* Does the target run? 0: yes. -EREMOTEIO: no, it says so. -ECONNRESET: nobody knows. */
@@ -346,7 +349,7 @@ static int await_running(struct migrate *m, struct err *err)
 
 	while (!ready && now_ns() < end) {
 		ready = readable(m, LOOK_MS);
-		if (!seen && m->locks_decide && target_has_disks(m)) {
+		if (!seen && target_has_disks(m)) {
 			log_debug("migration: the target has the disks");
 			seen = true;
 		}
@@ -363,13 +366,28 @@ static int await_running(struct migrate *m, struct err *err)
 
 static int stay_paused(struct migrate *m, struct err *err)
 {
-	vm_lock_disks(m->vm, true, NULL);
+	take_back(m, NULL); /* `resume` tries again */
 	vm_pause(m->vm);
 	return err_set(
 		err, EOWNERDEAD,
 		"the connection broke in the moment of the hand-over, and no disk's lock tells "
 		"whether the target runs: this machine stays paused. If the target does not "
 		"run, `resume` it; if it does, `quit`");
+}
+
+/*
+ * The disks' locks again. While we have the judge's the target cannot start, but for a moment it may
+ * hold others that it has to find that out.
+ */
+static int regain(struct migrate *m, struct err *err)
+{
+	uint64_t end = now_ns() + ANSWER_MS * UINT64_C(1000000);
+	int rc;
+
+	while ((rc = on_main(m, take_back, err)) == -EBUSY && !target_has_disks(m) &&
+	       now_ns() < end)
+		poll(NULL, 0, LOOK_MS);
+	return rc;
 }
 
 /* COMMIT is out: whose is the machine? 0: the target's. */
@@ -380,11 +398,11 @@ static int settle(struct migrate *m, struct err *err)
 
 	if (!rc)
 		return 0;
-	if (rc == -ECONNRESET && !m->locks_decide)
+	if (rc == -ECONNRESET && !m->judge)
 		return on_main(m, stay_paused, err);
 	why = *err;
-	rc = on_main(m, take_back, err);
-	if (rc == -EBUSY && why.code == -ECONNRESET) {
+	rc = regain(m, err);
+	if (rc == -EBUSY && why.code == -ECONNRESET && target_has_disks(m)) {
 		log_warn("migration: %s, but it has the disks", why.msg);
 		return 0;
 	}
@@ -417,7 +435,7 @@ static int switch_over(struct migrate *m, struct err *err)
 		/* COMMIT did not get out whole: nobody can act on it. */
 		struct err why = *err;
 
-		rc = on_main(m, take_back, err);
+		rc = regain(m, err);
 		if (rc)
 			return on_main(m, stay_paused, err);
 		*err = why;

@@ -60,6 +60,7 @@ struct incoming {
 
 	uint8_t session[MIGRATE_SESSION_SIZE];
 	unsigned connections; /* 0: nobody has come yet */
+	unsigned judge;       /* find_judge() */
 	struct arrival a[RAM_CONNECTIONS_MAX];
 
 	pthread_mutex_t lock; /* guards what follows: where connections meet */
@@ -413,25 +414,33 @@ static int load(struct incoming *in, struct err *err)
 
 /* ---- the hand-over ---- */
 
-/* Is there a disk whose lock the source holds and we see? Then locks can decide between us. */
-static bool locks_decide(const struct vm *vm)
+/*
+ * The judge is a disk whose lock can decide between us: it is the source's, which we know by its mark,
+ * and not a stranger's on another disk, who would let go of it when he likes. 1 + its number, or 0.
+ */
+static unsigned find_judge(const struct incoming *in)
 {
-	for (unsigned i = 0; i < vm->ndisks; i++) {
-		struct block *b = vm->disks[i];
+	uint64_t mark = migrate_mark(in->session);
 
-		if (!b->read_only && b->ops->elsewhere && b->ops->elsewhere(b))
-			return true;
+	for (unsigned i = 0; i < in->vm->ndisks; i++) {
+		struct block *b = in->vm->disks[i];
+
+		if (!b->read_only && b->ops->marked && b->ops->marked(b, mark))
+			return i + 1;
 	}
-	return false;
+	return 0;
 }
 
+/* The judge's lock comes last: who sees it in our hands knows that we run. */
 static int take_over(struct incoming *in, struct err *err)
 {
 	struct err ignored;
-	int rc = vm_lock_disks(in->vm, true, err);
+	int rc = vm_lock_disks(in->vm, in->judge, migrate_mark(in->session), err);
 
-	if (rc)
+	if (rc) {
+		vm_unlock_disks(in->vm);
 		return rc;
+	}
 	/* From here it is ours, whether the source hears it or not. */
 	migrate_put_reply(in->out, MIGRATE_RUNNING, 0, NULL, &ignored);
 	if (!in->paused && !in->vm->config->paused)
@@ -443,7 +452,8 @@ static int take_over(struct incoming *in, struct err *err)
 
 static int arrive(struct incoming *in, struct err *err)
 {
-	int rc = migrate_put_reply(in->out, MIGRATE_ACCEPT, locks_decide(in->vm), NULL, err);
+	in->judge = find_judge(in);
+	int rc = migrate_put_reply(in->out, MIGRATE_ACCEPT, in->judge, NULL, err);
 
 	progress(in, MIGRATE_PRECOPY);
 	if (!rc)

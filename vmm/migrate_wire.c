@@ -6,6 +6,7 @@
  */
 #include <string.h>
 
+#include "backends/block.h"
 #include "vmm/migrate_wire.h"
 #include "vmm/ram.h"
 #include "vmm/sections.h"
@@ -23,6 +24,14 @@ static int get(struct stream *s, uint16_t type, struct stream_section *out, stru
 		return err_set(err, EPROTO, "a section of type %u where one of type %u should be",
 			       out->type, type);
 	return 0;
+}
+
+uint64_t migrate_mark(const uint8_t *session)
+{
+	uint64_t random;
+
+	memcpy(&random, session, sizeof(random));
+	return BLOCK_MARK_MIN + random % (BLOCK_MARK_MIN - 2);
 }
 
 int migrate_put_hello(struct stream *s, const struct migrate_hello *h, struct err *err)

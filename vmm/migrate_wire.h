@@ -33,7 +33,7 @@ struct migrate_hello {
 };
 
 enum migrate_answer {
-	MIGRATE_ACCEPT = 1, /* arg: 1 if disks' locks of one side are seen by the other */
+	MIGRATE_ACCEPT = 1, /* arg: 1 + the judge's number, 0: there is none (migrate_target.c) */
 	MIGRATE_ROUND,      /* arg: the round that has arrived whole */
 	MIGRATE_READY,      /* everything is loaded; it would run if it owned the disks */
 	MIGRATE_RUNNING,    /* it owns the disks and runs */
@@ -44,6 +44,9 @@ struct migrate_reply {
 	uint32_t what, arg;
 	char text[ERR_MSG_MAX]; /* MIGRATE_FAILED; printable */
 };
+
+/* The mark of this migration's locks (backends/block.h): both sides know it, and nobody else. */
+uint64_t migrate_mark(const uint8_t *session);
 
 int migrate_put_hello(struct stream *s, const struct migrate_hello *h, struct err *err);
 /* -EPROTO also for values that make no sense. */

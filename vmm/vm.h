@@ -69,6 +69,7 @@ struct vm {
 	unsigned nslots;                       /* PCI slots taken by virtio devices */
 	struct block *disks[CONFIG_DISKS_MAX]; /* by config->disks' index; their devices own them */
 	unsigned ndisks;
+	bool disks_away; /* their locks were given up and are not all back: it must not run */
 	struct ged *ged;
 	struct uart16550 *serial;
 	struct virtio *virtio_console; /* NULL: there is none */
@@ -136,10 +137,12 @@ int vm_reset(struct vm *vm, struct err *err);
 void vm_power_button(struct vm *vm);
 
 /*
- * The locks of all disks, taken or given up together, for the hand-over to another process: -EBUSY with
- * none of them held if one is somebody else's. The machine stands still.
+ * The disks' locks, for the hand-over to another process; the machine stands still. They are taken one
+ * after the other from number @first on, around to the one before it; @mark as for block_ops.lock. If
+ * one is somebody else's, -EBUSY: those before it are held, those after it not.
  */
-int vm_lock_disks(struct vm *vm, bool hold, struct err *err);
+int vm_lock_disks(struct vm *vm, unsigned first, uint64_t mark, struct err *err);
+void vm_unlock_disks(struct vm *vm);
 
 /* Its NICs tell the network where it is now. */
 void vm_announce(struct vm *vm);

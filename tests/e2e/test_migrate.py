@@ -287,6 +287,91 @@ def test_cut_without_a_judge(kind, tmp_path):
             good_end(t)
 
 
+class Stranger:
+    """Somebody else's machine that has locked a disk."""
+
+    def __init__(self, path):
+        self.m = Coracle("--kernel", guest("hello"), "--memory", "8M", "--disk", path, "--cmdline",
+                         "exit=halt")
+        self.m.line("done")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.m.close()
+
+
+@pytest.mark.parametrize("disks", ["other", "both"])
+def test_strangers_lock_judges_nothing(disks, tmp_path):
+    """The target's disk is another one, or one of two is, and a stranger holds it in `check`, not later.
+
+    Such a lock says nothing about the source's. "both": the shared disk's does, and that is the judge.
+    """
+    shared, ours, theirs = (make_disk(tmp_path / name) for name in ("shared", "ours", "theirs"))
+    more = ["--disk", f"{shared},id=shared"] if disks == "both" else []
+    hold = Hold("last-round-end")
+
+    def decide(message):
+        return "cut" if message.kind == "running" else hold(message)
+
+    with Stranger(theirs) as stranger, source(ours, *more) as m, \
+            Target(tmp_path, "--disk", f"id=root,path={theirs}") as t, \
+            Proxy(tmp_path, t.address, decide) as proxy:
+        with Migrating(m, proxy.address) as moving:
+            hold.wait()
+            stranger.m.close()
+            hold.release()
+            status, said = moving.wait()
+        assert t.call("info")["state"] == "running", t.story()
+        if disks == "both":
+            assert status == 0 and m.wait() == 0, said + m.story()
+            return
+        assert status == 1 and "stays paused" in said, said
+        assert m.call("info")["state"] == "paused"
+
+
+def test_disk_stolen_in_the_hand_over(tmp_path):
+    """Between the two a stranger takes the disk, and the target's refusal is lost: nobody may run on it."""
+    disk = make_disk(tmp_path / "disk")
+    hold = Hold("commit")
+
+    def decide(message):
+        return "cut" if message.kind == "failed" else hold(message)
+
+    with source(disk) as m, Target(tmp_path) as t, Proxy(tmp_path, t.address, decide) as proxy:
+        with Migrating(m, proxy.address) as moving:
+            hold.wait()
+            with Stranger(disk):
+                hold.release()
+                status, said = moving.wait()
+                assert status == 1 and "stays paused" in said, said
+                assert t.wait() == 1, t.story()
+                with pytest.raises(ControlError, match="in use"):
+                    m.call("resume")
+                assert m.call("info")["state"] == "paused"
+        m.call("resume")
+        good_end(m)
+
+
+def test_second_disk_taken_in_the_end(tmp_path):
+    """The target gets the judge's lock last: if another disk's is not to be had, the source has not ended.
+
+    Its answer is lost too, so that the locks alone decide.
+    """
+    disk, ours, theirs = (make_disk(tmp_path / name) for name in ("disk", "ours", "theirs"))
+    with source(disk, "--disk", f"{ours},id=data") as m, \
+            Target(tmp_path, "--disk", f"id=data,path={theirs}") as t, \
+            Stranger(theirs), \
+            Proxy(tmp_path, t.address,
+                  lambda message: "cut" if message.kind == "failed" else "pass") as proxy:
+        done = migrate(m, proxy.address)
+        assert done.returncode == 1, done.stdout
+        assert t.wait() == 1, t.story()
+        assert m.call("info")["state"] == "running", m.story()
+        good_end(m)
+
+
 # ---- either side killed ----
 
 @pytest.mark.parametrize("kind", MESSAGES)

@@ -609,18 +609,29 @@ static void a_disk_in_use_is_refused(void **state)
 	b->ops->free(b);
 
 	/* Handed over: the target opens unlocked, takes the lock when the source lets go. */
+	const uint64_t mark = BLOCK_MARK_MIN + 12345, other = BLOCK_MARK_MIN + 54321;
+
 	a = opened(&w);
 	b = opened(&u);
-	assert_int_equal(b->ops->lock(b, true, &err), -EBUSY);
+	assert_int_equal(b->ops->lock(b, true, 0, &err), -EBUSY);
 	assert_non_null(strstr(err.msg, path));
-	assert_true(b->ops->elsewhere(b));
-	assert_false(a->ops->elsewhere(a)); /* its own */
+	assert_false(b->ops->marked(b, mark)); /* a lock, but anybody's */
+	assert_int_equal(a->ops->lock(a, true, other, &err), 0);
+	assert_int_equal(a->ops->lock(a, true, mark, &err), 0); /* instead */
+	assert_true(b->ops->marked(b, mark));
+	assert_false(b->ops->marked(b, other));
+	assert_false(a->ops->marked(a, mark)); /* its own */
+	refused(&w, -EBUSY, "in use by another virtual machine");
+	refused(&r, -EBUSY, "in use by another virtual machine");
+	assert_int_equal(b->ops->lock(b, true, mark, &err), -EBUSY);
+	assert_int_equal(b->ops->lock(b, true, other, &err), -EBUSY);
 	assert_int_equal(a->ops->sync(a, &err), 0);
-	assert_int_equal(a->ops->lock(a, false, &err), 0);
-	assert_false(b->ops->elsewhere(b)); /* looking takes nothing */
-	assert_int_equal(b->ops->lock(b, true, &err), 0);
-	assert_true(a->ops->elsewhere(a));
-	assert_int_equal(a->ops->lock(a, true, &err), -EBUSY);
+	assert_int_equal(a->ops->lock(a, false, 0, &err), 0);
+	assert_false(b->ops->marked(b, mark)); /* looking, and failing, take nothing */
+	assert_int_equal(b->ops->lock(b, true, mark, &err), 0);
+	assert_true(a->ops->marked(a, mark));
+	assert_int_equal(a->ops->lock(a, true, 0, &err), -EBUSY);
+	assert_int_equal(a->ops->lock(a, true, mark, &err), -EBUSY);
 	a->ops->free(a);
 	refused(&w, -EBUSY, "in use");
 	b->ops->free(b);
