@@ -40,6 +40,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
   stream_server_address = "127.0.0.1"
   stream_server_port = "0"
   disable_apparmor = true
+  restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "{dir}/cni"
@@ -52,6 +53,8 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
       pod_annotations = ["vm.coracle.dev/*"]
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.coracle.options]
         ConfigPath = "{dir}/coracle.json"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
 """
 
 
@@ -92,8 +95,9 @@ def why_not():
 
 
 class Node:
-    def __init__(self, prefix=(), **config):
-        """prefix: a command that becomes containerd. config: of the node's coracle.json."""
+    def __init__(self, prefix=(), pause=b"", **config):
+        """prefix: a command that becomes containerd. pause: the program of ordinary pods' sandboxes,
+        if there are to be such. config: of the node's coracle.json."""
         self.prefix = prefix
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="coracle-pods-"))
         self.name = "ct" + uuid.uuid4().hex[:6]  # of the bridge and the cgroup
@@ -114,7 +118,7 @@ class Node:
         (self.dir / "config.toml").write_text(CONFIG.format(dir=self.dir))
         self.netns, self.pods = netns(), []
         self.start()
-        self.image("coracle.test/pause:1", {"pause": b""})
+        self.image("coracle.test/pause:1", {"pause": pause}, ("/pause",))
         self.image("coracle.test/vm:1", {"vm": b""})
 
     # ---- containerd ----
@@ -166,9 +170,9 @@ class Node:
         """What containerd tells from now on."""
         return Events(self)
 
-    def image(self, name, files):
+    def image(self, name, files, command=("vm",)):
         path = self.dir / "image.tar"
-        images.write(path, name, files)
+        images.write(path, name, files, command)
         self.ctr("images", "import", path)
         path.unlink()
         return name
@@ -296,8 +300,9 @@ class Events:
 class Pod:
     """A sandbox, and its containers one after the other."""
 
-    def __init__(self, node, annotations=None, name=None, **sandbox):
+    def __init__(self, node, annotations=None, name=None, runtime="coracle", **sandbox):
         self.node, self.name = node, name or "pod-" + uuid.uuid4().hex[:6]
+        self.runtime = runtime
         self.logs = node.dir / "logs" / self.name
         self.logs.mkdir(parents=True)
         self.attempt = 0
@@ -311,7 +316,7 @@ class Pod:
 
     def run(self):
         self.id = self.node.cri("RunPodSandbox", config=self.config,
-                                runtime_handler="coracle").pod_sandbox_id
+                                runtime_handler=self.runtime).pod_sandbox_id
         self.node.pods.append(self.id)
         return self
 
