@@ -312,6 +312,33 @@ static void paused(void **state)
 	rig_end(&r);
 }
 
+/* What the guest asked for while a job was about to hold it comes first, and then it can be held. */
+static void the_guests_own_end_comes_first(void **state)
+{
+	static const uint8_t ud2[] = { 0x0f, 0x0b }; /* without an IDT: a triple fault */
+	struct err err = { 0 };
+	struct rig r;
+
+	rig_begin(&r);
+	/* In place of the last jump. The main loop does not run: nobody has carried it out yet. */
+	assert_int_equal(gmem_write(r.vm->mem, 0x100000 + sizeof(guest_code) - sizeof(ud2), ud2,
+				    sizeof(ud2)),
+			 0);
+	while (!atomic_load(&r.vm->power))
+		usleep(100);
+	assert_int_equal(vm_hold(r.vm, &err), -ECANCELED);
+	assert_non_null(strstr(err.msg, "power"));
+	assert_false(r.vm->held);
+	assert_int_equal(r.vm->state, VM_RUNNING);
+	while (!r.vm->resets)
+		assert_true(loop_poll(r.loop, -1) >= 0);
+	assert_int_equal(vm_hold(r.vm, &err), 0);
+	assert_true(r.vm->held);
+	vm_release(r.vm);
+	wait_for_sweep(&r);
+	rig_end(&r);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -320,6 +347,7 @@ int main(void)
 		cmocka_unit_test(cancelled_anywhere),
 		cmocka_unit_test(no_room),
 		cmocka_unit_test(paused),
+		cmocka_unit_test(the_guests_own_end_comes_first),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
