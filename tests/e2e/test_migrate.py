@@ -4,6 +4,7 @@ On any KVM, with the tiny guests of tests/guest: two processes of one host, over
 Whatever breaks, and wherever: afterwards one machine runs, and its guest finds everything as it should
 be.
 """
+import contextlib
 import os
 import re
 import signal
@@ -181,25 +182,6 @@ def test_there_and_back(tmp_path):
         m = t
     with m:
         good_end(m)
-
-
-def test_every_page_is_the_sources(tmp_path):
-    """In the switch-over, guest and devices stopped in mid-work: all RAM is the same at both ends."""
-    disk = make_disk(tmp_path / "disk")
-    size = 27 * MIB
-    hold = Hold("ready")
-    with source(disk, pages=2048, memory="27M") as m, Target(tmp_path) as t, \
-            Proxy(tmp_path, t.address, hold) as proxy:
-        with Migrating(m, proxy.address, "--parallel", 4) as moving:
-            hold.wait()
-            ours, theirs = guest_memory(m, size), guest_memory(t, size)
-            wrong = [i for i in range(0, size, 4096) if ours[i:i + 4096] != theirs[i:i + 4096]]
-            assert not wrong, f"{len(wrong)} pages differ, the first at {wrong[0]:#x}"
-            assert any(ours)
-            hold.release()
-            assert moving.wait()[0] == 0
-        assert m.wait() == 0
-        good_end(t)
 
 
 def test_arrives_paused(tmp_path):
@@ -639,13 +621,13 @@ while True:
 
 
 class FarEnd:
-    """The host's side of a tap: answers the guest's frames, keeps announcements."""
+    """The host's side of a tap: answers the guest's frames, keeps announcements; or does as @program."""
 
-    def __init__(self, network, tap):
-        self.process = subprocess.Popen([*network, sys.executable, "-c", FAR_END, tap],
+    def __init__(self, network, tap, program=FAR_END):
+        self.process = subprocess.Popen([*network, sys.executable, "-c", program, tap],
                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                         text=True)
-        assert self.process.stdout.readline() == "listening\n"
+        assert self.process.stdout.readline() in ("listening\n", "sending\n")
 
     def __enter__(self):
         return self
@@ -695,6 +677,50 @@ def test_refused_absent_tap(network, tmp_path):
             Target(tmp_path, "--net", "id=n0,tap=absent0,create=off", prefix=network) as t:
         m.line("ready")
         refused(m, t, "absent0")
+
+
+FLOOD = """
+import socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+s.bind((sys.argv[1], 3))
+print("sending", flush=True)
+n = 0
+while True:
+    n += 1
+    head = bytes.fromhex("ffffffffffff 020000000001 88b6")
+    try:
+        s.send(head + bytes((n + i) % 256 for i in range(n % 1400 + 46)))
+    except OSError:
+        pass  # the queue is full
+"""
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("with_nic", [False, True])
+def test_every_page_is_the_sources(transport, with_nic, request, tmp_path):
+    """In the switch-over, guest and devices stopped in mid-work: all RAM is the same at both ends.
+
+    The guest dirties its memory all the time, its disk reads into it, and frames keep coming in.
+    """
+    disk = make_disk(tmp_path / "disk")
+    size = 27 * MIB
+    hold = Hold("ready")
+    network = request.getfixturevalue("network") if with_nic else []
+    nic, there = (["--net", "kit0,id=n0"], ["--net", "id=n0,tap=kit1"]) if with_nic else ([], [])
+    with source(disk, *nic, "--transport", transport, pages=2048, memory="27M", prefix=network) as m, \
+            Target(tmp_path, *there, prefix=network) as t, Proxy(tmp_path, t.address, hold) as proxy, \
+            FarEnd(network, "kit0", FLOOD) if with_nic else contextlib.nullcontext():
+        with Migrating(m, proxy.address, "--parallel", 4) as moving:
+            hold.wait()
+            ours, theirs = guest_memory(m, size), guest_memory(t, size)
+            wrong = [i for i in range(0, size, 4096) if ours[i:i + 4096] != theirs[i:i + 4096]]
+            assert not wrong, f"{len(wrong)} pages differ, the first at {wrong[0]:#x}"
+            assert any(ours)
+            hold.release()
+            assert moving.wait()[0] == 0
+        assert m.wait() == 0
+        good_end(t)
+        assert ("net" in verdicts(t)) == with_nic
 
 
 # ---- hostile sources ----

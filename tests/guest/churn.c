@@ -2,9 +2,11 @@
  * churn.c - memory and a disk that change all the time, and know what they should be
  *
  * For snapshots and migrations of a machine that works. Until a byte comes on the serial port it counts
- * in pages all over a region ("pages=N" of them), keeps "depth=N" requests in the disk's queue, and
- * looks at the clock. Every page holds its own number of visits, which a table elsewhere has too: one
- * page that was left behind shows at its next visit or in the end. A disk is not needed.
+ * in pages all over a region ("pages=N" of them), keeps "depth=N" requests in the disk's queue, has
+ * buffers ready for what comes in at the NIC, and looks at the clock. Every page holds its own number of
+ * visits, which a table elsewhere has too: one page that was left behind shows at its next visit or in
+ * the end. Of frames, those of type 0x88B6 (IEEE 802 local experimental) count up from their first byte
+ * on. Neither disk nor NIC is needed.
  */
 #include "virtio.h"
 
@@ -26,6 +28,15 @@ struct slot {
 	uint32_t seed;
 	volatile uint8_t status;
 };
+
+#define NET_HDR 12
+#define FRAME   2048
+#define FRAMES  64 /* buffers for them */
+
+static struct vdev nic;
+static struct vq rx;
+static uint8_t *frames;
+static uint64_t received;
 
 static struct vdev dev;
 static struct vq q;
@@ -109,6 +120,36 @@ static bool disk_turn(void)
 	return true;
 }
 
+static bool counts_up(const uint8_t *f, uint32_t len)
+{
+	if (len < NET_HDR + 14 || f[NET_HDR + 12] != 0x88 || f[NET_HDR + 13] != 0xb6)
+		return true;
+	received++;
+	for (uint32_t i = NET_HDR + 15; i < len; i++)
+		if (f[i] != (uint8_t)(f[i - 1] + 1))
+			return check(false, "net", "byte %u of a frame is %u behind %u", i, f[i],
+				     f[i - 1]);
+	return true;
+}
+
+static bool net_turn(void)
+{
+	bool kick = false;
+
+	while (vq_done(&rx)) {
+		uint32_t len = 0;
+		int head = vq_wait(&rx, &len); /* descriptor i holds buffer i */
+
+		if (head < 0 || !counts_up(frames + (uint64_t)head * FRAME, len))
+			return false;
+		vq_publish(&rx, (uint16_t)head);
+		kick = true;
+	}
+	if (kick)
+		vq_kick(&rx);
+	return true;
+}
+
 static bool visit(unsigned i)
 {
 	volatile uint32_t *p = (volatile uint32_t *)(pages + (uint64_t)i * 4096);
@@ -143,7 +184,7 @@ static bool churn(void)
 				return false;
 			sweeps += !stride;
 		}
-		if ((depth && !disk_turn()) || !clock_turn())
+		if ((depth && !disk_turn()) || (frames && !net_turn()) || !clock_turn())
 			return false;
 	}
 	return true;
@@ -166,6 +207,19 @@ static bool start_disk(void)
 	return true;
 }
 
+static void start_nic(void)
+{
+	if (!virtio_find(&nic, VIRTIO_NET, 0))
+		return;
+	check(virtio_negotiate(&nic, 0), "negotiate", "status %u", virtio_status(&nic));
+	check(vq_open(&rx, &nic, 0, FRAMES, 0xffff), "queue", "not there");
+	virtio_ok(&nic);
+	frames = alloc((uint64_t)FRAMES * FRAME, 4096);
+	for (unsigned i = 0; i < FRAMES; i++)
+		vq_add(&rx, &(struct piece){ frames + (uint64_t)i * FRAME, FRAME, true }, 1);
+	vq_kick(&rx);
+}
+
 void guest_main(void)
 {
 	bool good;
@@ -180,12 +234,15 @@ void guest_main(void)
 		*(uint32_t *)(pages + (uint64_t)i * 4096 + 4092) = ~0u;
 	if (!start_disk())
 		depth = 0;
+	start_nic();
 	print("ready\n");
 	good = churn();
 	get_char();
 	for (unsigned i = 0; i < npages && good; i++)
 		good = visit(i);
 	print("%lu rounds of memory, %lu requests\n", sweeps, requests);
+	if (good && received)
+		ok("net");
 	if (good)
 		ok("churn");
 }
