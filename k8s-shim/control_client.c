@@ -154,14 +154,17 @@ static void on_ready(struct loop_watch *w, uint32_t events)
 	flush(c);
 }
 
-void control_client_call(struct control_client *c, const char *method, control_answer *fn,
-			 void *opaque)
+void control_client_call(struct control_client *c, const char *method, const char *params,
+			 control_answer *fn, void *opaque)
 {
 	struct waiting *w = calloc(1, sizeof(*w));
-	char line[128];
+	char line[256];
 	int n = snprintf(line, sizeof(line),
-			 "{\"jsonrpc\":\"2.0\",\"method\":\"%s\",\"id\":%llu}\n", method,
+			 "{\"jsonrpc\":\"2.0\",\"method\":\"%s\"%s%s,\"id\":%llu}\n", method,
+			 params ? ",\"params\":" : "", params ? params : "",
 			 (unsigned long long)c->next_id);
+
+	BUG_ON(n >= (int)sizeof(line));
 	char *out = w ? realloc(c->out, c->out_len + (size_t)n) : NULL;
 	struct err err = { 0 };
 

@@ -24,9 +24,9 @@ struct control_client *control_client_new(int fd, struct loop *loop, control_eve
 /* Nobody who waits for an answer is called any more. NULL is fine. Not from a callback of its own. */
 void control_client_free(struct control_client *c);
 
-/* @fn is called once, possibly before this returns. */
-void control_client_call(struct control_client *c, const char *method, control_answer *fn,
-			 void *opaque);
+/* @params: a short JSON object, NULL: none. @fn is called once, possibly before this returns. */
+void control_client_call(struct control_client *c, const char *method, const char *params,
+			 control_answer *fn, void *opaque);
 
 /* The machine's process has ended: read what it left, then fail what is still not answered. */
 void control_client_end(struct control_client *c);

@@ -5,7 +5,7 @@
  * when containerd goes away, and what it has not read yet is still there when it is back. The one thing
  * this gives up is to know that nobody reads, which the ring makes harmless.
  *
- * Input is read only while there is room to keep it, so a guest that does not read its serial port
+ * Input is read only while there is room to keep it, so a guest that does not read its console
  * stops whoever types, as a real line would.
  */
 #include <fcntl.h>
@@ -27,8 +27,11 @@ struct io {
 	bool terminal, finishing;
 	bool cr; /* the last byte was a CR that is kept back */
 
-	int serial;
-	struct loop_watch serial_watch;
+	int line; /* the serial port or the console */
+	struct loop_watch line_watch;
+	int early; /* the serial port of a machine whose line is its console */
+	struct loop_watch early_watch;
+	bool spoke; /* the console did, so the serial port is not wanted any more */
 
 	int out;
 	struct loop_watch out_watch;
@@ -146,15 +149,15 @@ void io_finish(struct io *io)
 static void watch_in(struct io *io)
 {
 	if (io->in >= 0)
-		loop_modify(&io->in_watch, io->serial >= 0 && io->held < HOLD ? EPOLLIN : 0);
-	if (io->serial >= 0)
-		loop_modify(&io->serial_watch, EPOLLIN | (io->held ? EPOLLOUT : 0));
+		loop_modify(&io->in_watch, io->line >= 0 && io->held < HOLD ? EPOLLIN : 0);
+	if (io->line >= 0)
+		loop_modify(&io->line_watch, EPOLLIN | (io->held ? EPOLLOUT : 0));
 }
 
 static void type_in(struct io *io)
 {
-	while (io->serial >= 0 && io->held) {
-		ssize_t n = send(io->serial, io->hold, io->held, MSG_NOSIGNAL | MSG_DONTWAIT);
+	while (io->line >= 0 && io->held) {
+		ssize_t n = send(io->line, io->hold, io->held, MSG_NOSIGNAL | MSG_DONTWAIT);
 
 		if (n < 0)
 			break; /* full, or gone, which reading it will tell */
@@ -184,60 +187,101 @@ void io_close_in(struct io *io)
 	fd_close(&io->in);
 }
 
-/* ---- the serial port ---- */
+/* ---- the machine's line ---- */
 
-/* false: it has ended. */
-static bool read_serial(struct io *io)
+/* A piece of what @fd has, for the container if @keep: its size, 0: it has ended, -EAGAIN. */
+static ssize_t take(struct io *io, int fd, bool keep)
 {
 	uint8_t bytes[16384];
-	ssize_t n = recv(io->serial, bytes, sizeof(bytes), MSG_DONTWAIT);
+	ssize_t n = recv(fd, bytes, sizeof(bytes), MSG_DONTWAIT);
 
-	if (n > 0) {
+	if (n > 0 && keep)
 		put_output(io, bytes, (size_t)n);
-		return true;
-	}
-	return n < 0 && (errno == EAGAIN || errno == EINTR);
+	if (n < 0)
+		return errno == EAGAIN || errno == EINTR ? -EAGAIN : 0;
+	return n;
 }
 
-static void on_serial(struct loop_watch *w, uint32_t events)
+/* Bounded where the writer has gone: there is no more than a socket's buffer. */
+static void take_rest(struct io *io, int fd, bool keep)
 {
-	struct io *io = (struct io *)((char *)w - offsetof(struct io, serial_watch));
+	while (fd >= 0 && take(io, fd, keep) > 0)
+		;
+}
 
-	if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) && !read_serial(io))
-		io_detach(io);
-	else
+static void on_line(struct loop_watch *w, uint32_t events)
+{
+	struct io *io = (struct io *)((char *)w - offsetof(struct io, line_watch));
+	ssize_t n = -EAGAIN;
+
+	if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
+		if (io->early >= 0)
+			take(io, io->early, !io->spoke); /* it came before */
+		n = take(io, io->line, true);
+		io->spoke |= n > 0;
+	}
+	if (n)
 		type_in(io);
+	else
+		io_detach(io);
 	drain(io);
+}
+
+static void on_early(struct loop_watch *w, uint32_t events)
+{
+	struct io *io = (struct io *)((char *)w - offsetof(struct io, early_watch));
+
+	if (!take(io, io->early, !io->spoke)) {
+		loop_remove(w);
+		fd_close(&io->early);
+	}
+	drain(io);
+}
+
+static int attach(struct io *io, int *to, struct loop_watch *w, int fd,
+		  void (*fn)(struct loop_watch *w, uint32_t events), struct err *err)
+{
+	int rc = loop_add(io->loop, w, fd, EPOLLIN, fn);
+
+	if (rc) {
+		close(fd);
+		return err_set_sys(err, rc, "cannot watch the machine's console");
+	}
+	*to = fd;
+	return 0;
 }
 
 int io_attach(struct io *io, int fd, struct err *err)
 {
-	int rc = loop_add(io->loop, &io->serial_watch, fd, EPOLLIN, on_serial);
+	int rc = attach(io, &io->line, &io->line_watch, fd, on_line, err);
 
-	if (rc) {
-		close(fd);
-		return err_set_sys(err, rc, "cannot watch the serial port");
-	}
-	io->serial = fd;
 	watch_in(io);
-	return 0;
+	return rc;
+}
+
+int io_attach_early(struct io *io, int fd, struct err *err)
+{
+	return attach(io, &io->early, &io->early_watch, fd, on_early, err);
+}
+
+void io_restarted(struct io *io)
+{
+	if (io->line >= 0)
+		take(io, io->line, true); /* said by the guest that was */
+	io->spoke = false;
+	drain(io);
 }
 
 void io_detach(struct io *io)
 {
-	if (!io || io->serial < 0)
+	if (!io)
 		return;
-	/* Bounded: the writer has gone, so there is no more than a socket's buffer. */
-	for (int pending = 1; pending > 0;) {
-		uint8_t bytes[16384];
-		ssize_t n = recv(io->serial, bytes, sizeof(bytes), MSG_DONTWAIT);
-
-		if (n > 0)
-			put_output(io, bytes, (size_t)n);
-		pending = n > 0;
-	}
-	loop_remove(&io->serial_watch);
-	fd_close(&io->serial);
+	take_rest(io, io->early, !io->spoke);
+	take_rest(io, io->line, true);
+	loop_remove(&io->early_watch);
+	loop_remove(&io->line_watch);
+	fd_close(&io->early);
+	fd_close(&io->line);
 	io->held = 0;
 	watch_in(io);
 	drain(io);
@@ -299,8 +343,8 @@ struct io *io_new(struct loop *loop, const struct io_paths *p, struct err *err)
 	}
 	io->loop = loop;
 	io->terminal = p->terminal;
-	io->serial = io->out = io->err_fd = io->in = -1;
-	io->serial_watch.fd = io->out_watch.fd = io->in_watch.fd = -1;
+	io->line = io->early = io->out = io->err_fd = io->in = -1;
+	io->line_watch.fd = io->early_watch.fd = io->out_watch.fd = io->in_watch.fd = -1;
 	io->ring = malloc(IO_RING);
 	err->code = 0;
 	int rc = io->ring ? open_all(io, p, err) : err_set(err, ENOMEM, "out of memory");
@@ -318,8 +362,10 @@ void io_free(struct io *io)
 {
 	if (!io)
 		return;
-	loop_remove(&io->serial_watch);
-	fd_close(&io->serial);
+	loop_remove(&io->line_watch);
+	loop_remove(&io->early_watch);
+	fd_close(&io->line);
+	fd_close(&io->early);
 	io_close_in(io);
 	close_out(io);
 	free(io->ring);

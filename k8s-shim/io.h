@@ -1,5 +1,5 @@
 /*
- * io.h - between the machine's serial port and the container's FIFOs
+ * io.h - between the machine's serial port or console and the container's FIFOs
  *
  * containerd makes the FIFOs and reads and writes their other ends. It may stop to (a restart, a slow
  * log); the machine must not notice: what is not read goes through a ring whose oldest bytes are
@@ -27,10 +27,17 @@ struct io_paths {
 struct io *io_new(struct loop *loop, const struct io_paths *p, struct err *err);
 void io_free(struct io *io); /* what is still unread is lost; NULL is fine */
 
-/* @fd: a non-blocking stream socket to the serial port, taken over. 0 or -errno. */
+/* @fd: a non-blocking stream socket to the serial port or console, taken over. 0 or -errno. */
 int io_attach(struct io *io, int fd, struct err *err);
 
-/* Take what the serial port's socket still holds and let go of it: the machine has ended. */
+/*
+ * The serial port of a machine that has a console, @fd as above: what it says counts until the console
+ * says something. A kernel has its serial port long before it has the console's driver, if it ever has.
+ */
+int io_attach_early(struct io *io, int fd, struct err *err);
+void io_restarted(struct io *io); /* the guest starts again, and its kernel with its serial port */
+
+/* Take what the sockets still hold and let go of it: the machine has ended. */
 void io_detach(struct io *io);
 
 /* A line of our own to the log: why the machine ended. */

@@ -31,8 +31,8 @@
 
 struct machine {
 	struct loop *loop;
-	pid_t pid; /* 0: reaped */
-	char *control_path, *serial_path;
+	pid_t pid;                                       /* 0: reaped */
+	char *control_path, *serial_path, *console_path; /* the last one NULL: it has none */
 	struct loop_timer retry;
 	uint64_t retry_ns;
 	struct control_client *control;
@@ -99,7 +99,9 @@ static void on_event(void *opaque, const char *method, struct json_object *param
 {
 	struct machine *m = opaque;
 
-	if (!strcmp(method, "io-error"))
+	if (!strcmp(method, "reset"))
+		io_restarted(m->io);
+	else if (!strcmp(method, "io-error"))
 		log_guest(&m->io_errors, "[%d] io-error: %s", (int)m->pid,
 			  json_object_to_json_string_ext(params, JSON_C_TO_STRING_PLAIN));
 	else if (!strcmp(method, "shutdown"))
@@ -131,6 +133,24 @@ static void tell_ready(struct machine *m, const struct err *err)
 		ready(m->opaque, err);
 }
 
+static int attach(struct machine *m, const char *path, const char *what,
+		  int (*to)(struct io *io, int fd, struct err *err), struct err *err)
+{
+	int fd = connect_unix(path);
+
+	return fd < 0 ? err_set_sys(err, fd, "cannot connect to the machine's %s", what) :
+			to(m->io, fd, err);
+}
+
+static int attach_lines(struct machine *m, struct err *err)
+{
+	if (!m->console_path)
+		return attach(m, m->serial_path, "serial port", io_attach, err);
+	int rc = attach(m, m->serial_path, "serial port", io_attach_early, err);
+
+	return rc ? rc : attach(m, m->console_path, "console", io_attach, err);
+}
+
 /* The answer to the first question: everything is open, also the serial port. */
 static void on_first_answer(void *opaque, struct json_object *result, const struct err *err)
 {
@@ -139,14 +159,8 @@ static void on_first_answer(void *opaque, struct json_object *result, const stru
 
 	if (why.code == -ESHUTDOWN)
 		return; /* machine_ended() knows the reason */
-	if (result) {
-		int fd = connect_unix(m->serial_path);
-
-		if (fd < 0)
-			err_set_sys(&why, fd, "cannot connect to the machine's serial port");
-		else if (!io_attach(m->io, fd, &why))
-			why.code = 0;
-	}
+	if (result && !attach_lines(m, &why))
+		why.code = 0;
 	tell_ready(m, why.code ? &why : NULL);
 }
 
@@ -162,7 +176,7 @@ static void try_connect(struct machine *m)
 	}
 	m->control = control_client_new(fd, m->loop, on_event, m, &err);
 	if (m->control)
-		control_client_call(m->control, "info", on_first_answer, m);
+		control_client_call(m->control, "info", NULL, on_first_answer, m);
 	else
 		tell_ready(m, &err);
 }
@@ -273,7 +287,11 @@ struct machine *machine_start(struct loop *loop, const struct machine_options *o
 		m->control_path = NULL;
 	if (asprintf(&m->serial_path, "%s/" MACHINE_SERIAL, o->state_dir) < 0)
 		m->serial_path = NULL;
-	int rc = m->control_path && m->serial_path ? 0 : err_set(err, ENOMEM, "out of memory");
+	if (o->console && asprintf(&m->console_path, "%s/" MACHINE_CONSOLE, o->state_dir) < 0)
+		m->console_path = NULL;
+	int rc = m->control_path && m->serial_path && (!o->console || m->console_path) ?
+			 0 :
+			 err_set(err, ENOMEM, "out of memory");
 
 	if (!rc)
 		rc = loop_timer_init(loop, &m->retry, on_retry, err);
@@ -293,12 +311,13 @@ pid_t machine_pid(const struct machine *m)
 	return m->pid;
 }
 
-void machine_call(struct machine *m, const char *method, control_answer *fn, void *opaque)
+void machine_call(struct machine *m, const char *method, const char *params, control_answer *fn,
+		  void *opaque)
 {
 	struct err err = { 0 };
 
 	if (m->control) {
-		control_client_call(m->control, method, fn, opaque);
+		control_client_call(m->control, method, params, fn, opaque);
 		return;
 	}
 	err_set(&err, EBUSY, "the machine has not started yet");
@@ -358,5 +377,6 @@ void machine_free(struct machine *m)
 	fd_close(&m->said_fd);
 	free(m->control_path);
 	free(m->serial_path);
+	free(m->console_path);
 	free(m);
 }

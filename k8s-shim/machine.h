@@ -1,5 +1,5 @@
 /*
- * machine.h - one `coracle run`: its process, its control socket, its serial port
+ * machine.h - one `coracle run`: its process, its control socket, its serial port or console
  *
  * The machine is assembled and waits (--paused on) before machine_start()'s ready is called; it runs
  * after a "resume". The pod reaps its processes and tells the machine of its end (machine_ended()).
@@ -26,6 +26,7 @@ struct machine_options {
 	const int *fds;       /* to inherit under the same numbers, -1 terminated */
 	const int *oom_score; /* NULL: stay */
 	struct io *io;        /* borrowed */
+	bool console;         /* it has a virtio console, which is what @io shows */
 };
 
 /* @err NULL: it is there and waits. Otherwise why not, and its process has ended or is about to. */
@@ -36,7 +37,8 @@ struct machine *machine_start(struct loop *loop, const struct machine_options *o
 			      machine_ready *ready, void *opaque, struct err *err);
 
 pid_t machine_pid(const struct machine *m);
-void machine_call(struct machine *m, const char *method, control_answer *fn, void *opaque);
+void machine_call(struct machine *m, const char *method, const char *params, control_answer *fn,
+		  void *opaque);
 void machine_kill(struct machine *m); /* SIGKILL */
 
 /*
@@ -55,5 +57,6 @@ void machine_free(struct machine *m); /* kills it if it runs; NULL is fine */
 #define MACHINE_CONFIG  "vm.json"
 #define MACHINE_CONTROL "control"
 #define MACHINE_SERIAL  "serial"
+#define MACHINE_CONSOLE "console"
 
 #endif

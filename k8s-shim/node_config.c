@@ -31,6 +31,7 @@ static const struct key keys[] = {
 	{ "kernel", PATH, AT(kernel), 0, 0 },
 	{ "initrd", PATH, AT(initrd), 0, 0 },
 	{ "cmdline", TEXT, AT(cmdline), 0, 0 },
+	{ "console", TEXT, AT(console), 0, 0 },
 	{ "transport", TEXT, AT(transport), 0, 0 },
 	{ "log-level", TEXT, AT(log_level), 0, 0 },
 	{ "memory", SIZE, AT(memory), MIB, UINT64_C(1) << 44 },
@@ -170,7 +171,8 @@ static char *default_vmm(void)
 
 static int set_defaults(struct node_config *c)
 {
-	static const char *const all[] = { "mode", "cloud-init-from", "kernel-args" };
+	static const char *const all[] = { "mode", "cloud-init-from", "kernel-args", "console" };
+	const size_t n = sizeof(all) / sizeof(all[0]);
 
 	memset(c, 0, sizeof(*c));
 	c->vmm = default_vmm();
@@ -180,8 +182,8 @@ static int set_defaults(struct node_config *c)
 	c->cpus = 1;
 	c->cpus_max = 64;
 	c->disk_direct = true;
-	c->annotations = calloc(4, sizeof(*c->annotations));
-	for (unsigned i = 0; c->annotations && i < 3; i++)
+	c->annotations = calloc(n + 1, sizeof(*c->annotations));
+	for (size_t i = 0; c->annotations && i < n; i++)
 		c->annotations[i] = strdup(all[i]);
 	return c->vmm && c->cmdline && c->annotations ? 0 : -ENOMEM;
 }
@@ -240,6 +242,7 @@ void node_config_fini(struct node_config *c)
 	free(c->kernel);
 	free(c->initrd);
 	free(c->cmdline);
+	free(c->console);
 	free(c->transport);
 	free(c->log_level);
 	free_list(c->annotations);

@@ -19,6 +19,7 @@ struct node_config {
 	char *kernel;    /* NULL: the image has to bring one */
 	char *initrd;    /* NULL: none */
 	char *cmdline;   /* "" at least */
+	char *console;   /* "serial" or "virtio"; NULL: serial */
 	char *transport; /* NULL: coracle's default */
 	char *log_level; /* NULL: coracle's default */
 	uint64_t memory; /* guest RAM of a pod without a memory limit */

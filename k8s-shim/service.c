@@ -128,9 +128,10 @@ static void do_exec(struct service *s, const Pb__ExecProcessRequest *r, struct t
 
 static void do_resize_pty(struct service *s, const Pb__ResizePtyRequest *r, struct ttrpc_call *call)
 {
-	/* A serial line has no size; the guest's agent will follow it. */
-	if (find(s, r->id, r->exec_id, call))
-		ttrpc_reply(call, &empty.base);
+	struct task *t = find(s, r->id, r->exec_id, call);
+
+	if (t)
+		task_resize(t, r->width, r->height, call);
 }
 
 static void do_close_io(struct service *s, const Pb__CloseIORequest *r, struct ttrpc_call *call)

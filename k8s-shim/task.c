@@ -42,6 +42,7 @@ static void on_vm_ready(void *opaque, const struct err *err)
 	struct err why;
 
 	if (!err) {
+		task_tell_size(t);
 		task_publish_create(t, NULL);
 		reply_created(t);
 		return;
@@ -213,5 +214,5 @@ void task_start(struct task *t, struct ttrpc_call *call)
 		return;
 	}
 	t->start_call = call;
-	machine_call(vm_machine(t->vm), "resume", on_started, t);
+	machine_call(vm_machine(t->vm), "resume", NULL, on_started, t);
 }

@@ -31,6 +31,7 @@ struct task {
 	struct cgroup cgroup;
 	char *in, *out, *err;
 	bool terminal;
+	uint16_t cols, rows; /* of whoever is attached; 0: nobody has said */
 
 	Pb__TaskStatus status;
 	bool creating; /* the machine is not there yet; status means nothing */
@@ -70,6 +71,9 @@ void task_start(struct task *t, struct ttrpc_call *call);
 void task_pause(struct task *t, struct ttrpc_call *call);
 void task_resume(struct task *t, struct ttrpc_call *call);
 void task_kill(struct task *t, int signal, struct ttrpc_call *call); /* @call may be NULL */
+/* The terminal has this size now. Remembered where there is no console that could be told. */
+void task_resize(struct task *t, uint32_t cols, uint32_t rows, struct ttrpc_call *call);
+void task_tell_size(struct task *t); /* to a machine that has just come */
 void task_update(struct task *t, const Pb__Any *resources, struct ttrpc_call *call);
 void task_stats(struct task *t, struct ttrpc_call *call);
 

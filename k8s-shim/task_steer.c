@@ -6,6 +6,7 @@
  * the rest has no meaning and is refused.
  */
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,7 +52,7 @@ static void ask(struct task *t, const char *method, Pb__TaskStatus then, const c
 		return;
 	}
 	*op = (struct op){ .task = t, .call = call, .then = then, .event = event };
-	machine_call(vm_machine(t->vm), method, on_done, op);
+	machine_call(vm_machine(t->vm), method, NULL, on_done, op);
 }
 
 void task_pause(struct task *t, struct ttrpc_call *call)
@@ -119,6 +120,36 @@ void task_kill(struct task *t, int sig, struct ttrpc_call *call)
 			"SIGKILL ends it",
 			sig);
 	}
+}
+
+/* ---- the terminal ---- */
+
+static void on_resized(void *opaque, struct json_object *result, const struct err *err)
+{
+	if (!result && err->code != -ESHUTDOWN)
+		log_warn("the console's size: %s", err->msg);
+}
+
+void task_tell_size(struct task *t)
+{
+	char params[64];
+
+	if (!t->cols || !vm_has_console(t->vm))
+		return;
+	snprintf(params, sizeof(params), "{\"cols\":%u,\"rows\":%u}", t->cols, t->rows);
+	machine_call(vm_machine(t->vm), "console-resize", params, on_resized, t);
+}
+
+/* Answered at once: nobody attaches later because a guest has not drawn its window yet. */
+void task_resize(struct task *t, uint32_t cols, uint32_t rows, struct ttrpc_call *call)
+{
+	if (cols && rows && cols <= UINT16_MAX && rows <= UINT16_MAX) {
+		t->cols = (uint16_t)cols;
+		t->rows = (uint16_t)rows;
+		if (t->vm && task_is_alive(t))
+			task_tell_size(t);
+	}
+	ttrpc_reply(call, &empty.base);
 }
 
 /* ---- limits ---- */

@@ -34,6 +34,7 @@ struct vm {
 	bool mounted;
 	struct disks disks;
 	struct vm_kernel kernel;
+	bool console;
 	struct pod_net *net;
 	struct io *io;
 	struct machine *machine;
@@ -201,7 +202,8 @@ static int start(struct vm *v, const struct vm_options *o, machine_ready *ready,
 				     .netns = v->bundle->netns,
 				     .cgroup = o->cgroup,
 				     .fds = fds,
-				     .io = v->io };
+				     .io = v->io,
+				     .console = v->console };
 
 	if (v->bundle->has_oom_score)
 		m.oom_score = &v->bundle->oom_score;
@@ -220,6 +222,8 @@ static int assemble(struct vm *v, const struct vm_options *o, struct err *err)
 		rc = vm_config_cpus(v->bundle, &v->config, &cpus, err);
 	if (!rc)
 		rc = vm_config_memory(v->bundle, &v->config, &memory, err);
+	if (!rc)
+		rc = vm_config_console(v->bundle, &v->config, &v->console, err);
 	if (!rc)
 		rc = state_dir_make(o->state_dir, err);
 	if (rc)
@@ -272,6 +276,11 @@ struct machine *vm_machine(struct vm *v)
 struct io *vm_io(struct vm *v)
 {
 	return v->io;
+}
+
+bool vm_has_console(const struct vm *v)
+{
+	return v->console;
 }
 
 void vm_explain(const struct vm *v, char *text, size_t room)

@@ -30,6 +30,7 @@ struct vm *vm_new(const struct vm_options *o, machine_ready *ready, void *opaque
 
 struct machine *vm_machine(struct vm *v);
 struct io *vm_io(struct vm *v);
+bool vm_has_console(const struct vm *v); /* a virtio one, which knows its size */
 
 /* A message of the VMM's in words that mean something outside of it. */
 void vm_explain(const struct vm *v, char *text, size_t room);

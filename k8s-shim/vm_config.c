@@ -48,6 +48,23 @@ int vm_config_memory(const struct bundle *b, const struct node_config *c, uint64
 	return 0;
 }
 
+int vm_config_console(const struct bundle *b, const struct node_config *c, bool *virtio,
+		      struct err *err)
+{
+	const char *of_pod = pod_annotation(b, c, "console", err);
+	const char *word = of_pod ? of_pod : c->console ? c->console : "serial";
+
+	if (err->code)
+		return err->code;
+	*virtio = !strcmp(word, "virtio");
+	if (*virtio || !strcmp(word, "serial"))
+		return 0;
+	return err_set(err, EINVAL, "%s: \"%.40s\" is neither serial nor virtio",
+		       of_pod ? "annotation " ANNOTATION "console" :
+				"\"console\" in this node's coracle.json",
+		       word);
+}
+
 void vm_config_name(const struct bundle *b, const char *id, char out[64])
 {
 	const char *pod = bundle_annotation(b, "io.kubernetes.cri.sandbox-name");
@@ -77,14 +94,37 @@ static void add_fd_path(struct json_object *o, const char *key, int fd)
 	add_text(o, key, path);
 }
 
+/*
+ * The node's words, then the pod's. A console that the pod sees becomes the kernel's as well, unless the
+ * pod says otherwise: the last one counts. NULL: out of memory.
+ */
+static char *command_line(const struct node_config *c, bool virtio, const char *more)
+{
+	const char *const words[] = { c->cmdline, virtio ? "console=hvc0" : "", more ? more : "" };
+	char *line = NULL;
+	size_t len;
+	FILE *f = open_memstream(&line, &len);
+
+	for (size_t i = 0; f && i < sizeof(words) / sizeof(words[0]); i++)
+		if (*words[i])
+			fprintf(f, "%s%s", ftell(f) ? " " : "", words[i]);
+	if (f && fclose(f))
+		ptr_free(&line);
+	return line;
+}
+
 static int add_kernel(struct json_object *o, const struct bundle *b, const struct node_config *c,
 		      const struct vm_kernel *k, struct err *err)
 {
 	const char *more = pod_annotation(b, c, "kernel-args", err);
-	cleanup_free char *cmdline = NULL;
+	bool virtio = false;
 
-	if (err->code)
+	if (err->code || vm_config_console(b, c, &virtio, err))
 		return err->code;
+	cleanup_free char *cmdline = command_line(c, virtio, more);
+
+	if (!cmdline)
+		return err_set(err, ENOMEM, "out of memory");
 	if (k->kernel >= 0) {
 		add_fd_path(o, "kernel", k->kernel);
 		if (k->initrd >= 0)
@@ -96,11 +136,6 @@ static int add_kernel(struct json_object *o, const struct bundle *b, const struc
 		return err_set(err, EINVAL,
 			       "no kernel: the image has no /boot/vmlinuz and this node's "
 			       "configuration names none (\"kernel\")");
-	}
-	if (asprintf(&cmdline, "%s%s%s", c->cmdline, *c->cmdline && more ? " " : "",
-		     more ? more : "") < 0) {
-		cmdline = NULL;
-		return err_set(err, ENOMEM, "out of memory");
 	}
 	add_text(o, "cmdline", cmdline);
 	return 0;
@@ -160,7 +195,8 @@ static void add_nics(struct json_object *o, const struct pod_net *net)
 static int add_machine(struct json_object *o, const char *state_dir, const char *id,
 		       const struct bundle *b, const struct node_config *c, struct err *err)
 {
-	cleanup_free char *serial = NULL, *control = NULL;
+	cleanup_free char *serial = NULL, *console = NULL, *control = NULL;
+	bool virtio = false;
 	unsigned cpus = 0;
 	uint64_t memory = 0;
 	char name[64];
@@ -168,17 +204,23 @@ static int add_machine(struct json_object *o, const char *state_dir, const char 
 
 	if (!rc)
 		rc = vm_config_memory(b, c, &memory, err);
+	if (!rc)
+		rc = vm_config_console(b, c, &virtio, err);
 	if (rc)
 		return rc;
 	if (asprintf(&serial, "unix:%s/" MACHINE_SERIAL, state_dir) < 0)
 		serial = NULL;
+	if (asprintf(&console, "unix:%s/" MACHINE_CONSOLE, state_dir) < 0)
+		console = NULL;
 	if (asprintf(&control, "%s/" MACHINE_CONTROL, state_dir) < 0)
 		control = NULL;
-	if (!serial || !control)
+	if (!serial || !console || !control)
 		return err_set(err, ENOMEM, "out of memory");
 	vm_config_name(b, id, name);
 	add_text(o, "id", name);
 	add_text(o, "serial", serial);
+	if (virtio)
+		add_text(o, "console", console);
 	add_text(o, "control", control);
 	add_text(o, "transport", c->transport);
 	add_text(o, "log-level", c->log_level);

@@ -24,6 +24,10 @@ int vm_config_cpus(const struct bundle *b, const struct node_config *c, unsigned
 int vm_config_memory(const struct bundle *b, const struct node_config *c, uint64_t *out,
 		     struct err *err);
 
+/* Is its line, the container's standard input and output, a virtio console, or the serial port? */
+int vm_config_console(const struct bundle *b, const struct node_config *c, bool *virtio,
+		      struct err *err);
+
 /* A name for `coracle ctl`: that of the pod and the start of the container's id. */
 void vm_config_name(const struct bundle *b, const char *id, char out[64]);
 

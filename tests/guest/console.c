@@ -2,8 +2,8 @@
  * console.c - the virtio console: output in order, its size, and what is typed
  *
  * Writes "E", "first", and two runs of LONG bytes to it, around the sync points, which the host compares.
- * With "echo" on the command line it then says "size COLSxROWS", again whenever it is told of another one,
- * and sends back what comes until a dot.
+ * With "echo" on the command line it says "size COLSxROWS" instead of those runs, again whenever it is told of
+ * another one, and sends back what comes until a dot.
  */
 #include "virtio.h"
 
@@ -175,12 +175,15 @@ void guest_main(void)
 		      virtio_config32(&dev, 0));
 	put_text("first");
 	sync_point(2);
-	write_long();
-	post(bufs);
-	sync_point(5);
-	if (!arg("echo", word, sizeof(word)))
+	if (!arg("echo", word, sizeof(word))) {
+		write_long();
+		post(bufs);
+		sync_point(5);
 		return;
+	}
+	post(bufs);
 	told();
+	put_text("\r\n");
 	say_size();
 	print("ready\n");
 	while (more) {

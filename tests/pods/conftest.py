@@ -35,7 +35,8 @@ def pods(node, device):  # disks outlive pods
     yield make
     for pod in made:
         pod.remove()
-    node.configure(kernel=str(nodes.guest("hello")), cmdline="", annotations=None, initrd=None)
+    node.configure(kernel=str(nodes.guest("hello")), cmdline="", annotations=None, initrd=None,
+                   console=None)
     node.check_clean()
 
 

@@ -356,7 +356,8 @@ class Pod:
         path, text = self.logs / f"{self.attempt}.log", ""
         if not path.exists():
             return text
-        for line in path.read_text(errors="replace").splitlines():
+        # The last one may be half written; and a CR of the container's ends no line.
+        for line in path.read_bytes().decode(errors="replace").split("\n")[:-1]:
             _, _, tag, rest = line.split(" ", 3)
             text += rest + ("\n" if tag == "F" else "")
         return text

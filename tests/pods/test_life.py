@@ -291,6 +291,54 @@ def test_attach(node, pods, device):
     assert pod.ended().exit_code == 0
 
 
+def attached(node, pod):
+    return Attached(node.cri("Attach", container_id=pod.container, stdin=True, tty=True,
+                             stdout=True).url, TIMEOUT)
+
+
+@pytest.mark.parametrize("who", ["pod", "node"])
+def test_virtio_console(node, pods, device, who):
+    """The guest reads the window's size, and each change; it is there before the one who looks."""
+    kernel(node, "console", "echo")
+    node.configure(console="virtio" if who == "node" else None)
+    pod = pods({"vm.coracle.dev/console": "virtio"} if who == "pod" else None)
+    pod.start(devices=[(ROOT, device())], stdin=True, tty=True)
+    pod.line("size 0x0\r?")
+    for cols, rows in ((100, 40), (80, 24)):
+        console = attached(node, pod)
+        console.write(b'{"Width":%d,"Height":%d}' % (cols, rows), channel=4)
+        console.read_until(b"size %dx%d\r\n" % (cols, rows))
+        console.write(b"hello console")
+        console.read_until(b"hello console")
+        console.close()
+    console = attached(node, pod)
+    console.write(b".")
+    assert pod.ended().exit_code == 0
+    console.close()
+    lines = pod.log().replace("\r", "").splitlines()
+    assert "ok find" in lines  # of the serial port, before the console said anything
+    assert "size 100x40" in lines and "done" not in lines
+
+
+def test_virtio_console_that_says_nothing(node, pods, device):
+    """A kernel without the driver: the log is the serial port's."""
+    kernel(node, "hello", "some=thing")
+    pod = pods({"vm.coracle.dev/console": "virtio", "vm.coracle.dev/kernel-args": "more"})
+    pod.start(devices=[(ROOT, device())])
+    assert pod.ended().exit_code == 0
+    assert "command line: some=thing console=hvc0 more" in pod.log().splitlines()
+    no_failures(pod)
+
+
+def test_no_such_console(node, pods, device):
+    pod = pods({"vm.coracle.dev/console": "vga"})
+    with pytest.raises(cri.Refused, match='annotation vm.coracle.dev/console: "vga" is neither serial'):
+        pod.start(devices=[(ROOT, device())])
+    node.configure(console="x")
+    with pytest.raises(cri.Refused, match='"console" in this node\'s coracle.json: "x" is neither'):
+        pods().start(devices=[(ROOT, device())])
+
+
 def test_input_without_a_terminal(node, pods, device):
     kernel(node, "hello", "echo")
     pod = pods().start(devices=[(ROOT, device())], stdin=True)

@@ -285,8 +285,8 @@ static void test_control_answers(void **state)
 	struct control_rig *r = *state;
 	char line[256] = { 0 };
 
-	control_client_call(r->client, "info", on_answer, r);
-	control_client_call(r->client, "pause", on_answer, r);
+	control_client_call(r->client, "info", NULL, on_answer, r);
+	control_client_call(r->client, "pause", NULL, on_answer, r);
 	assert_true(recv(r->fd, line, sizeof(line) - 1, 0) > 0);
 	assert_string_equal(line, "{\"jsonrpc\":\"2.0\",\"method\":\"info\",\"id\":1}\n"
 				  "{\"jsonrpc\":\"2.0\",\"method\":\"pause\",\"id\":2}\n");
@@ -307,15 +307,15 @@ static void test_control_end(void **state)
 {
 	struct control_rig *r = *state;
 
-	control_client_call(r->client, "resume", on_answer, r);
-	control_client_call(r->client, "stats", on_answer, r);
+	control_client_call(r->client, "resume", NULL, on_answer, r);
+	control_client_call(r->client, "stats", NULL, on_answer, r);
 	/* The answer is there, the loop has not read it yet, and the process has gone. */
 	send(r->fd, "{\"result\":{},\"id\":1}\n", 21, 0);
 	fd_close(&r->fd);
 	control_client_end(r->client);
 	assert_int_equal(r->answers, 2);
 	assert_int_equal(r->code, -ESHUTDOWN);
-	control_client_call(r->client, "info", on_answer, r);
+	control_client_call(r->client, "info", NULL, on_answer, r);
 	assert_int_equal(r->answers, 3);
 }
 
@@ -323,7 +323,7 @@ static void test_control_nonsense(void **state)
 {
 	struct control_rig *r = *state;
 
-	control_client_call(r->client, "info", on_answer, r);
+	control_client_call(r->client, "info", NULL, on_answer, r);
 	machine_says(r, "\n}{\nnull\n7\n[]\n{\"id\":1}\n");
 	assert_int_equal(r->answers, 1);
 	assert_int_equal(r->code, -EIO);

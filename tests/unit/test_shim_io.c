@@ -231,6 +231,55 @@ static void test_finish_waits_for_the_reader(void **state)
 	assert_int_equal(got, 120000);
 }
 
+static void early_says(struct rig *r, int fd, const char *text)
+{
+	assert_int_equal(send(fd, text, strlen(text), 0), strlen(text));
+	turn(r);
+}
+
+static void reads_nothing(struct rig *r)
+{
+	char c;
+
+	assert_int_equal(read(r->reader, &c, 1), -1);
+}
+
+/* The serial port counts until the console speaks, and again when the guest starts anew. */
+static void test_serial_port_before_the_console(void **state)
+{
+	struct rig *r = *state;
+	struct err err = { 0 };
+	int pair[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair),
+			 0);
+	assert_int_equal(io_attach_early(r->io, pair[1], &err), 0);
+	early_says(r, pair[0], "kernel\n");
+	reads(r, "kernel\n");
+	assert_int_equal(write(r->writer, "abc", 3), 3); /* typed at the console, not there */
+	turn(r);
+	char got[8] = { 0 };
+
+	assert_int_equal(recv(pair[0], got, sizeof(got), 0), -1);
+	assert_int_equal(recv(r->port, got, sizeof(got), 0), 3);
+	assert_int_equal(send(pair[0], "early\n", 6, 0), 6); /* both in one turn: in this order */
+	says(r, "login: ");
+	reads(r, "early\nlogin: ");
+	early_says(r, pair[0], "more\n");
+	reads_nothing(r);
+	assert_int_equal(send(r->port, "bye\n", 4, 0), 4); /* of the old guest, not seen yet */
+	io_restarted(r->io);
+	turn(r);
+	reads(r, "bye\n");
+	early_says(r, pair[0], "again\n");
+	reads(r, "again\n");
+	assert_int_equal(send(pair[0], "panic\n", 6, 0), 6);
+	fd_close(&pair[0]);
+	fd_close(&r->port);
+	io_detach(r->io);
+	reads(r, "panic\n");
+}
+
 static void test_what_cannot_be_opened(void **state)
 {
 	struct err err = { 0 };
@@ -261,6 +310,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_reader_that_stops, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_last_words, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_finish_waits_for_the_reader, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_serial_port_before_the_console, setup,
+						teardown),
 		cmocka_unit_test(test_what_cannot_be_opened),
 	};
 
