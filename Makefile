@@ -158,7 +158,10 @@ BENCH := $(patsubst tests/bench/%.c,build/bench/%,$(wildcard tests/bench/*.c))
 
 build/bench/%: tests/bench/%.c
 	@mkdir -p $(@D)
-	$(Q_LD)$(CC) -std=gnu11 -D_GNU_SOURCE -O2 $(WARN) $< -o $@
+	$(Q_LD)$(CC) -std=gnu11 -D_GNU_SOURCE -O2 $(WARN) $(BENCH_LDFLAGS) $< -o $@
+
+# Alone in its container's image
+build/bench/pause: BENCH_LDFLAGS := -static
 
 bench-bins: $(BENCH)
 

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 
 import moves
+import pods
 import snapshots
 from peers import (CORACLE, DEADLINE, MEMORY_MIB, TOP, BenchError, Guest, Tap, command_line,
                    copy_root)
@@ -270,6 +271,11 @@ def snapshot(ctx):
     return snapshots.snapshot(ctx, Row)
 
 
+def pod_starts(ctx):
+    """Pods of containerd: start to running, memory, 20 at once; against runc"""
+    return pods.measure(ctx, Row)
+
+
 BENCHMARKS = {      # name: function, whether it wants a KVM that boots Linux
     "tiny": (tiny, False),
     "boot-pci": (lambda ctx: boot(ctx, "boot-pci"), True),
@@ -277,6 +283,7 @@ BENCHMARKS = {      # name: function, whether it wants a KVM that boots Linux
     "disk": (disk, True),
     "net": (net, True),
     "migrate": (migrate, False),
+    "pods": (pod_starts, False),
     "restore": (restore, False),
     "snapshot": (snapshot, False),
 }
@@ -287,6 +294,7 @@ ABOUT = {
     "disk": disk.__doc__,
     "net": net.__doc__,
     "migrate": migrate.__doc__,
+    "pods": pod_starts.__doc__,
     "restore": restore.__doc__,
     "snapshot": snapshot.__doc__,
 }

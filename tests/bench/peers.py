@@ -90,6 +90,26 @@ def copy_root(path):
     return str(path)
 
 
+def beside_guest_ram(pid, mib):
+    """KiB of a VMM's PSS that are not its guest's RAM, a mapping of @mib or more"""
+    mappings = []
+    with open(f"/proc/{pid}/smaps", encoding="utf-8") as f:
+        for line in f:
+            head = re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \S+ *(.*)", line)
+            if head:
+                begin, end, what = int(head[1], 16), int(head[2], 16), head.groups()[2:]
+                if mappings and mappings[-1]["end"] == begin and mappings[-1]["what"] == what:
+                    mappings[-1]["end"] = end
+                else:
+                    mappings.append({"begin": begin, "end": end, "pss": 0, "what": what})
+            elif line.startswith("Pss:"):
+                mappings[-1]["pss"] += int(line.split()[1])
+    ram = [m["pss"] for m in mappings if m["end"] - m["begin"] >= mib << 20]
+    if not ram:
+        raise BenchError(f"process {pid}: no mapping of {mib} MiB in its smaps")
+    return sum(m["pss"] for m in mappings) - max(ram)
+
+
 class Guest:
     """Starts at once; `began` is when. kill() is the only end."""
 
@@ -184,23 +204,4 @@ class Guest:
 
     def beside_guest_ram(self):
         """KiB of PSS that are not the guest's RAM"""
-        mappings, total = [], 0
-        with open(f"/proc/{self.process.pid}/smaps", encoding="utf-8") as f:
-            for line in f:
-                head = re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \S+ *(.*)", line)
-                if head:
-                    begin, end = int(head[1], 16), int(head[2], 16)
-                    after = mappings and mappings[-1]["end"] == begin and \
-                        mappings[-1]["what"] == head.groups()[2:]
-                    if after:
-                        mappings[-1]["end"] = end
-                    else:
-                        mappings.append({"begin": begin, "end": end, "pss": 0,
-                                         "what": head.groups()[2:]})
-                elif line.startswith("Pss:"):
-                    mappings[-1]["pss"] += int(line.split()[1])
-                    total += int(line.split()[1])
-        ram = max(mappings, key=lambda m: m["pss"])
-        if ram["end"] - ram["begin"] < MEMORY_MIB << 20:
-            raise BenchError(f"{self.kind}: no mapping of {MEMORY_MIB} MiB in its smaps: {ram}")
-        return total - ram["pss"]
+        return beside_guest_ram(self.process.pid, MEMORY_MIB)

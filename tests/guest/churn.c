@@ -232,7 +232,7 @@ void guest_main(void)
 	visits = alloc(npages * sizeof(*visits), 64);
 	for (unsigned i = 0; i < npages; i++)
 		*(uint32_t *)(pages + (uint64_t)i * 4096 + 4092) = ~0u;
-	if (!start_disk())
+	if (depth && !start_disk())
 		depth = 0;
 	start_nic();
 	print("ready\n");

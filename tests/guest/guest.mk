@@ -11,7 +11,7 @@ GUEST_LDFLAGS := -static -nostdlib -no-pie -Wl,--build-id=none -Wl,-z,noexecstac
 GUEST_LIB := $(patsubst tests/guest/lib/%.c,$(GUEST_B)/lib/%.o,$(wildcard tests/guest/lib/*.c))
 GUEST_NAMES := $(patsubst tests/guest/%.c,%,$(wildcard tests/guest/*.c))
 GUEST_FLAT := $(patsubst tests/guest/%.S,%,$(wildcard tests/guest/*.S))
-GUESTS := $(GUEST_NAMES:%=$(GUEST_B)/%.elf) $(GUEST_B)/hello-mb.elf \
+GUESTS := $(GUEST_NAMES:%=$(GUEST_B)/%.elf) $(GUEST_B)/hello-mb.elf $(GUEST_B)/churn-mb.elf \
 	$(GUEST_FLAT:%=$(GUEST_B)/%.bin)
 
 guest-kit: $(GUESTS) ## build the tiny guests of the tests into build/guest
@@ -31,9 +31,8 @@ $(GUEST_B)/lib/start-mb.o: tests/guest/lib/start.S
 $(GUEST_B)/%.elf: $(GUEST_B)/%.o $(GUEST_B)/lib/start.o $(GUEST_LIB) tests/guest/lib/link.ld
 	$(Q_LD)$(CC) $(GUEST_LDFLAGS) -T tests/guest/lib/link.ld $(filter %.o,$^) -o $@
 
-# A 32-bit ELF file that boots by its multiboot header, as kvm-unit-tests' are.
-$(GUEST_B)/hello-mb.elf: $(GUEST_B)/hello.o $(GUEST_B)/lib/start-mb.o $(GUEST_LIB) \
-		tests/guest/lib/link.ld
+# A 32-bit ELF file that boots by its multiboot header, as kvm-unit-tests' are; also what QEMU takes.
+$(GUEST_B)/%-mb.elf: $(GUEST_B)/%.o $(GUEST_B)/lib/start-mb.o $(GUEST_LIB) tests/guest/lib/link.ld
 	$(Q_LD)$(CC) $(GUEST_LDFLAGS) -T tests/guest/lib/link.ld $(filter %.o,$^) -o $@.64
 	@objcopy -O elf32-i386 $@.64 $@
 
