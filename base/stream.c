@@ -56,7 +56,7 @@ struct stream *stream_fd_new(int fd, const char *peer, struct err *err)
 	if (!s)
 		return NULL;
 	s->fd = fd;
-	snprintf(s->peer, sizeof(s->peer), "%s", peer);
+	stream_name_peer(s, peer);
 	return s;
 }
 
@@ -68,7 +68,7 @@ struct stream *stream_read_new(const void *data, size_t len, struct err *err)
 		return NULL;
 	s->in = data;
 	s->in_len = len;
-	snprintf(s->peer, sizeof(s->peer), "memory");
+	stream_name_peer(s, "memory");
 	return s;
 }
 
@@ -112,6 +112,11 @@ static const char *where(const struct stream *s, char *buf, size_t size)
 const char *stream_peer(const struct stream *s)
 {
 	return s->peer;
+}
+
+void stream_name_peer(struct stream *s, const char *peer)
+{
+	snprintf(s->peer, sizeof(s->peer), "%s", peer);
 }
 
 uint64_t stream_bytes(const struct stream *s)

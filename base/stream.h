@@ -68,6 +68,7 @@ int stream_readv(struct stream *s, struct iovec *iov, unsigned niov, struct err 
 void stream_name_types(struct stream *s, const char *(*name)(unsigned type));
 
 const char *stream_peer(const struct stream *s);
-uint64_t stream_bytes(const struct stream *s); /* read or written so far */
+void stream_name_peer(struct stream *s, const char *peer); /* of one over memory */
+uint64_t stream_bytes(const struct stream *s);             /* read or written so far */
 
 #endif

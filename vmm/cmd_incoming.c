@@ -1,18 +1,19 @@
 /*
  * cmd_incoming.c - `coracle run --incoming`: a machine comes by migration
  *
- * The order of `coracle run`, with the source in between: listen, take it in, read what the machine is,
- * put what is this host's in place of what was that host's, make it, give up what is no longer needed,
+ * The order of `coracle run`, with the source in between: listen, wait, read what the machine is, put
+ * what is this host's in place of what was that host's, make it, give up what is no longer needed,
  * receive. Whatever does not fit is told to the source, whose user asked for it, and to ours.
+ *
+ * Waiting is the main loop's, as all later life: the control socket answers, a signal ends it, and
+ * whoever knocks is looked at beside it.
  */
 #include <stdlib.h>
 #include <string.h>
-#include <sys/signalfd.h>
-#include <unistd.h>
 
-#include "base/fd.h"
 #include "base/log.h"
 #include "vmm/commands.h"
+#include "vmm/control.h"
 #include "vmm/exit_status.h"
 #include "vmm/machine_desc.h"
 #include "vmm/migrate.h"
@@ -25,11 +26,12 @@ struct arriving {
 	struct machine_overrides given;
 	struct config early; /* what this process needs before it knows the machine */
 	struct runner run;
+	struct door *door;
+	bool quit; /* a client of the control socket asked for it while nothing had arrived */
+	struct door_guest guest;
 	struct incoming *in;
-	struct vm_header header;
 	struct machine_desc desc;
-	bool has_header, has_desc, has_runner;
-	int stopped_by; /* a signal while nothing had arrived */
+	bool has_desc, has_runner;
 };
 
 static int parse(struct arriving *a, int argc, char **argv, struct err *err)
@@ -73,27 +75,54 @@ static int configure(struct arriving *a, struct err *err)
 	return 0;
 }
 
+/* ---- waiting ---- */
+
+static void on_guest(void *opaque)
+{
+	struct arriving *a = opaque;
+
+	loop_stop(a->run.loop);
+}
+
+static void on_quit(void *opaque)
+{
+	struct arriving *a = opaque;
+
+	a->quit = true;
+	loop_stop(a->run.loop);
+}
+
 static int wait_for_source(struct arriving *a, struct err *err)
 {
-	struct signalfd_siginfo info;
+	const struct control_waiting w = { a->early.id, a->from, on_quit, a };
+	int rc;
 
+	a->door = door_new(&a->address, a->run.loop, on_guest, a, err);
+	if (!a->door)
+		return err->code;
 	log_info("waiting for a machine at %s", a->from);
-	int rc = incoming_accept(a->in, a->run.signal_fd, err);
-
-	if (rc == -EINTR && read(a->run.signal_fd, &info, sizeof(info)) == sizeof(info))
-		a->stopped_by = (int)info.ssi_signo;
-	return rc;
+	control_wait(a->run.control, &w);
+	rc = loop_run(a->run.loop);
+	control_wait(a->run.control, NULL);
+	if (rc)
+		return err_set_sys(err, rc, "the main loop failed");
+	if (a->run.stopped_by)
+		return err_set(err, EINTR, "ended by signal %d while it waited for a machine",
+			       a->run.stopped_by);
+	if (a->quit)
+		return err_set(err, EINTR, "ended while it waited for a machine");
+	door_take(a->door, &a->guest);
+	door_free(a->door);
+	a->door = NULL;
+	a->in = incoming_new(&a->guest, err);
+	return a->in ? 0 : err->code;
 }
 
 static int understand(struct arriving *a, struct err *err)
 {
-	int rc = vm_header_load(&a->header, incoming_header(a->in), err);
+	const char *machine = a->guest.header.machine;
+	int rc = machine_desc_parse(&a->desc, machine, strlen(machine), err);
 
-	if (rc)
-		return rc;
-	a->has_header = true;
-	incoming_understood(a->in);
-	rc = machine_desc_parse(&a->desc, a->header.machine, strlen(a->header.machine), err);
 	if (rc)
 		return rc;
 	a->has_desc = true;
@@ -105,13 +134,15 @@ static int understand(struct arriving *a, struct err *err)
 	return a->desc.config.incoming ? 0 : err_set(err, ENOMEM, "out of memory");
 }
 
+/* ---- the machine ---- */
+
 static int make(struct arriving *a, struct err *err)
 {
 	struct runner *r = &a->run;
 	int rc;
 
 	r->config = &a->desc.config;
-	r->vm = vm_new_from(r->config, &a->header, -1, r->loop, runner_on_event(r),
+	r->vm = vm_new_from(r->config, &a->guest.header, -1, r->loop, runner_on_event(r),
 			    runner_opaque(r), err);
 	if (!r->vm)
 		return err->code;
@@ -123,10 +154,9 @@ static int make(struct arriving *a, struct err *err)
 
 static int receive(struct arriving *a, struct err *err)
 {
-	a->in = incoming_new(&a->address, err);
-	int rc = a->in ? runner_open(&a->run, &a->early, err) : err->code;
+	int rc = runner_open(&a->run, &a->early, err);
 
-	a->has_runner = a->in;
+	a->has_runner = true;
 	if (!rc)
 		rc = wait_for_source(a, err);
 	if (rc)
@@ -154,15 +184,17 @@ static int run(struct arriving *a, struct err *err)
 	log_set_level(a->early.log_level);
 	if (!receive(a, err))
 		status = runner_run(&a->run, err);
-	else if (a->stopped_by)
-		status = EXIT_SIGNAL + a->stopped_by;
+	else if (a->run.stopped_by)
+		status = EXIT_SIGNAL + a->run.stopped_by;
+	else if (a->quit)
+		status = EXIT_OK;
 	incoming_free(a->in);
+	door_free(a->door);
 	if (a->has_runner)
 		runner_close(&a->run);
 	if (a->has_desc)
 		machine_desc_fini(&a->desc);
-	if (a->has_header)
-		vm_header_fini(&a->header);
+	vm_header_fini(&a->guest.header);
 	return status;
 }
 

@@ -282,6 +282,12 @@ static bool is_blank(const char *text, size_t len)
 	return true;
 }
 
+/* Is there anybody who could answer? */
+static bool is_served(const struct control *control)
+{
+	return control->target.vm || control->target.waiting;
+}
+
 static void answer(struct client *c, const char *text, size_t len)
 {
 	if (is_blank(text, len))
@@ -289,7 +295,8 @@ static void answer(struct client *c, const char *text, size_t len)
 	struct control_target *t = &c->control->target;
 
 	t->peer = &c->peer;
-	struct json_object *o = jsonrpc_answer(control_methods, t, text, len);
+	struct json_object *o =
+		jsonrpc_answer(t->vm ? control_methods : control_waiting_methods, t, text, len);
 
 	t->peer = NULL;
 	if (o)
@@ -298,7 +305,7 @@ static void answer(struct client *c, const char *text, size_t len)
 
 static bool may_answer(const struct client *c)
 {
-	return !c->dead && c->control->target.vm && c->out_len - c->out_at < OUT_STOP;
+	return !c->dead && is_served(c->control) && c->out_len - c->out_at < OUT_STOP;
 }
 
 /* A few of the lines that have arrived. True: there may be more. */
@@ -339,11 +346,11 @@ static void client_watch(struct client *c, bool more)
 
 	if (c->dead)
 		return;
-	if (c->control->target.vm && !c->closing && c->out_len - c->out_at < OUT_STOP && !more)
+	if (is_served(c->control) && !c->closing && c->out_len - c->out_at < OUT_STOP && !more)
 		events |= EPOLLIN;
 	if (c->out_at < c->out_len || more)
 		events |= EPOLLOUT;
-	if (!events && !c->control->target.vm)
+	if (!events && !is_served(c->control))
 		events = EPOLLPRI; /* a hang-up only */
 	if (loop_modify(&c->watch, events))
 		client_drop(c);
@@ -421,22 +428,30 @@ static void listen_on(void *arg)
 {
 	struct control *control = arg;
 
-	if (control->target.vm && control->listen_watch.fd < 0) {
+	if (is_served(control) && control->listen_watch.fd < 0) {
 		int rc = loop_add(control->loop, &control->listen_watch, control->listener.fd,
 				  EPOLLIN, on_listener);
 		if (rc)
 			log_err("control socket: cannot wait for clients: %s", strerror(-rc));
-	} else if (!control->target.vm) {
+	} else if (!is_served(control)) {
 		loop_remove(&control->listen_watch);
 	}
 	for (struct client *c = control->clients; c; c = c->next)
-		client_watch(c, control->target.vm && c->in_len);
+		client_watch(c, is_served(control) && c->in_len);
 	reap(control);
 }
 
 void control_serve(struct control *control, struct vm *vm)
 {
 	control->target.vm = vm;
+	listen_on(control);
+}
+
+void control_wait(struct control *control, const struct control_waiting *w)
+{
+	if (!control)
+		return;
+	control->target.waiting = w;
 	listen_on(control);
 }
 

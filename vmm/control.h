@@ -33,6 +33,17 @@ struct control *control_new(const char *path, const char *vm_id, struct loop *lo
 void control_serve(struct control *c,
 		   struct vm *vm); /* @vm lives longer than @c or is reset to NULL */
 
+/*
+ * While there is no machine yet, since it comes by migration: info says so, quit ends it, everything else
+ * has to wait. @w is borrowed until the next call; NULL: nobody is answered, as at first. @c NULL is fine.
+ */
+struct control_waiting {
+	const char *id, *from; /* the machine's name (NULL: none), the address it comes by */
+	void (*quit)(void *opaque);
+	void *opaque;
+};
+void control_wait(struct control *c, const struct control_waiting *w);
+
 /* To every client; has the signature of vm_event_fn. @params borrowed. Main thread. */
 void control_event(void *control, const char *event, struct json_object *params);
 

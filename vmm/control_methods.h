@@ -9,6 +9,7 @@
 
 #include "vmm/jsonrpc.h"
 
+struct control_waiting;
 struct vm;
 
 /* Codes of our own. */
@@ -29,12 +30,14 @@ struct control_peer {
 
 /* What the methods' opaque points to. */
 struct control_target {
-	struct vm *vm;
+	struct vm *vm;                         /* NULL: there is none yet, or no more */
+	const struct control_waiting *waiting; /* for one; NULL: nobody is answered */
 	int statm_fd;              /* /proc/self/statm, opened before the sandbox; -1: not there */
 	struct control_peer *peer; /* while a request is answered */
 };
 
-extern const struct jsonrpc_method control_methods[]; /* ended by a NULL name */
+extern const struct jsonrpc_method control_methods[];         /* ended by a NULL name */
+extern const struct jsonrpc_method control_waiting_methods[]; /* control_waiting.c */
 
 /* Close what is left; take them all into @fds: how many there were, or -EMFILE if some got lost. */
 void control_peer_close_fds(struct control_peer *p);

@@ -84,11 +84,15 @@ void ctl_print_info(FILE *f, struct json_object *o)
 
 	row(f, "id", get(o, "id"));
 	row(f, "state", get(o, "state"));
-	fprintf(f, "%-10s %s\n", "uptime", duration(number_of(o, "uptime-ms"), buf, sizeof(buf)));
+	row(f, "incoming", get(o, "incoming"));
+	if (get(o, "uptime-ms"))
+		fprintf(f, "%-10s %s\n", "uptime",
+			duration(number_of(o, "uptime-ms"), buf, sizeof(buf)));
 	row(f, "pid", get(o, "pid"));
 	row(f, "version", get(o, "version"));
 	row(f, "vCPUs", get(o, "cpus"));
-	fprintf(f, "%-10s %" PRIu64 " MiB\n", "memory", number_of(o, "memory") >> 20);
+	if (get(o, "memory"))
+		fprintf(f, "%-10s %" PRIu64 " MiB\n", "memory", number_of(o, "memory") >> 20);
 	row(f, "transport", get(o, "transport"));
 	if (kernel)
 		fprintf(f, "%-10s %s (%s)\n", "kernel",
@@ -148,7 +152,7 @@ void ctl_print_stats(FILE *f, struct json_object *o)
 
 void ctl_print_list(FILE *f, struct json_object *infos)
 {
-	char name[80], state[20], pid[20], up[40];
+	char name[80], state[20], pid[20], cpus[20], memory[40], up[40];
 
 	fprintf(f, "%-20s %-10s %10s %6s %12s  %s\n", "NAME", "STATE", "PID", "VCPUS", "MEMORY",
 		"UPTIME");
@@ -157,10 +161,16 @@ void ctl_print_list(FILE *f, struct json_object *infos)
 
 		text_of(get(o, "id"), name, sizeof(name));
 		text_of(get(o, "state"), state, sizeof(state));
-		fprintf(f, "%-20s %-10s %10s %6" PRIu64 " %8" PRIu64 " MiB  %s\n", name, state,
-			text_of(get(o, "pid"), pid, sizeof(pid)), number_of(o, "cpus"),
-			number_of(o, "memory") >> 20,
-			duration(number_of(o, "uptime-ms"), up, sizeof(up)));
+		/* One that waits for its machine does not know what it will be. */
+		snprintf(memory, sizeof(memory), "-");
+		if (get(o, "memory"))
+			snprintf(memory, sizeof(memory), "%" PRIu64 " MiB",
+				 number_of(o, "memory") >> 20);
+		fprintf(f, "%-20s %-10s %10s %6s %12s  %s\n", name, state,
+			text_of(get(o, "pid"), pid, sizeof(pid)),
+			text_of(get(o, "cpus"), cpus, sizeof(cpus)), memory,
+			get(o, "uptime-ms") ? duration(number_of(o, "uptime-ms"), up, sizeof(up)) :
+					      "-");
 	}
 }
 

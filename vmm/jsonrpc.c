@@ -241,7 +241,7 @@ static struct json_object *call(const struct jsonrpc_method *m, void *opaque, js
 
 	while (m->name && !string_is(method, m->name))
 		m++;
-	if (m->name)
+	if (m->fn)
 		code = m->fn(opaque, params, &result, &err);
 	else
 		err_set(&err, ENOSYS, "there is no method %s", shown(method, buf));

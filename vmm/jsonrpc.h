@@ -33,8 +33,8 @@ struct jsonrpc_method {
 };
 
 /*
- * Answer @text, which need not end in NUL. @methods ends with a NULL name. NULL: there is nothing to
- * answer, it held notifications only.
+ * Answer @text, which need not end in NUL. @methods ends with a NULL name, whose function, if there is
+ * one, answers for all others. NULL: there is nothing to answer, it held notifications only.
  */
 struct json_object *jsonrpc_answer(const struct jsonrpc_method *methods, void *opaque,
 				   const char *text, size_t len);

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #include "vmm/job.h"
-#include "vmm/peer.h"
+#include "vmm/migrate_door.h"
 #include "vmm/ram.h"
 
 struct machine_overrides;
@@ -55,17 +55,9 @@ extern const struct job_task migrate_task; /* its argument is a struct migrate *
 
 struct incoming;
 
-/* Listening. */
-struct incoming *incoming_new(const struct peer_address *a, struct err *err);
+/* Takes over the descriptors of @g, also when it fails. Before the sandbox. */
+struct incoming *incoming_new(const struct door_guest *g, struct err *err);
 void incoming_free(struct incoming *in);
-
-/*
- * Wait for a source and all its connections. Strangers are turned away. -EINTR: @stop_fd became
- * readable.
- */
-int incoming_accept(struct incoming *in, int stop_fd, struct err *err);
-struct stream *incoming_header(struct incoming *in); /* to read the header from */
-void incoming_understood(struct incoming *in);       /* it was read; before the sandbox */
 
 /* Tell the source that we will not, and why. */
 void incoming_refuse(struct incoming *in, const char *why);

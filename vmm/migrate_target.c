@@ -1,12 +1,10 @@
 /*
  * migrate_target.c - the machine arrives
  *
- * Before the sandbox: listen, take the source's connections in, read what the machine is. A stranger at
- * the door (a port scan, an old version) is turned away and costs a moment, not the migration.
- *
- * Then a job of the new machine receives: a thread a connection, all waiting for each other at the end
- * of a round. The state is copied to memory whole before the main thread loads it: a source that stalls
- * holds up a worker, never the main loop.
+ * Its source has come in by the door (migrate_door.c), its header was read and the machine was made. A
+ * job of the new machine receives: a thread a connection, all waiting for each other at the end of a
+ * round. The state is copied to memory whole before the main thread loads it: a source that stalls holds
+ * up a worker, never the main loop.
  *
  * The machine runs when three things are true: its state is loaded, the source has said COMMIT, and
  * the locks of its disks are ours. We say that it runs before it does: if we died in between, the
@@ -33,23 +31,21 @@
 #include "vmm/sections.h"
 #include "vmm/vm.h"
 
-#define HANDSHAKE_S 10          /* for a greeting, and for the header */
-#define STATE_MAX   (64u << 20) /* bytes of a machine's state without RAM */
-#define LINGER_MS   2000        /* reading on, so that our last words arrive */
+#define STATE_MAX (64u << 20) /* bytes of a machine's state without RAM */
+#define LINGER_MS 2000        /* reading on, so that our last words arrive */
 #define SILENCE_S \
 	600 /* of a source, which may be writing back its disks; then it is taken for dead */
 
 struct arrival {
 	struct incoming *in;
 	struct stream *stream;
-	int fd; /* -1: not there yet */
+	int fd;
 	pthread_t thread;
 	bool started;
 	struct err err;
 };
 
 struct incoming {
-	struct peer_listener listener;
 	struct vm *vm;
 	struct job *job;
 	const struct transfer_watch *w;
@@ -59,8 +55,8 @@ struct incoming {
 	bool paused; /* the guest stood still at the source, and shall here */
 
 	uint8_t session[MIGRATE_SESSION_SIZE];
-	unsigned connections; /* 0: nobody has come yet */
-	unsigned judge;       /* find_judge() */
+	unsigned connections;
+	unsigned judge; /* find_judge() */
 	struct arrival a[RAM_CONNECTIONS_MAX];
 
 	pthread_mutex_t lock; /* guards what follows: where connections meet */
@@ -72,20 +68,44 @@ struct incoming {
 
 /* ---- before the sandbox ---- */
 
-struct incoming *incoming_new(const struct peer_address *a, struct err *err)
+static void limit_waiting(int fd, unsigned seconds)
+{
+	struct timeval t = { .tv_sec = seconds };
+
+	if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof(t)))
+		log_debug("migration: a silent source is not noticed");
+}
+
+static bool make_streams(struct incoming *in, struct err *err)
+{
+	in->out = stream_fd_new(in->a[0].fd, "the source", err);
+	for (unsigned i = 0; i < in->connections; i++) {
+		in->a[i].stream = stream_fd_new(in->a[i].fd, "the source", err);
+		if (!in->a[i].stream)
+			return false;
+		stream_name_types(in->a[i].stream, section_name);
+		limit_waiting(in->a[i].fd, SILENCE_S);
+	}
+	return in->out;
+}
+
+struct incoming *incoming_new(const struct door_guest *g, struct err *err)
 {
 	struct incoming *in = calloc(1, sizeof(*in));
 
 	if (!in) {
+		for (unsigned i = 0; i < g->connections; i++)
+			close(g->fds[i]);
 		err_set(err, ENOMEM, "out of memory");
 		return NULL;
 	}
-	for (unsigned i = 0; i < RAM_CONNECTIONS_MAX; i++)
-		in->a[i] = (struct arrival){ .in = in, .fd = -1 };
+	in->connections = g->connections;
+	memcpy(in->session, g->session, sizeof(in->session));
+	for (unsigned i = 0; i < in->connections; i++)
+		in->a[i] = (struct arrival){ .in = in, .fd = g->fds[i] };
 	pthread_mutex_init(&in->lock, NULL);
 	pthread_cond_init(&in->changed, NULL);
-	in->listener.l.fd = in->listener.l.spare = -1;
-	if (peer_listen(&in->listener, a, RAM_CONNECTIONS_MAX, err)) {
+	if (!make_streams(in, err)) {
 		incoming_free(in);
 		return NULL;
 	}
@@ -96,8 +116,7 @@ void incoming_free(struct incoming *in)
 {
 	if (!in)
 		return;
-	peer_listener_close(&in->listener);
-	for (unsigned i = 0; i < RAM_CONNECTIONS_MAX; i++) {
+	for (unsigned i = 0; i < in->connections; i++) {
 		stream_free(in->a[i].stream);
 		fd_close(&in->a[i].fd);
 	}
@@ -106,105 +125,6 @@ void incoming_free(struct incoming *in)
 	pthread_cond_destroy(&in->changed);
 	pthread_mutex_destroy(&in->lock);
 	free(in);
-}
-
-static void limit_waiting(int fd, unsigned seconds)
-{
-	struct timeval t = { .tv_sec = seconds };
-
-	if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof(t)))
-		log_debug("migration: a silent source is not noticed");
-}
-
-/* Does @h belong to the migration that has begun, and is it new? Or is it the first? */
-static int check_hello(const struct incoming *in, const struct migrate_hello *h, struct err *err)
-{
-	if (!in->connections)
-		return h->index ? err_set(err, EPROTO, "the first connection comes first") : 0;
-	if (memcmp(h->session, in->session, sizeof(in->session)))
-		return err_set(err, EBUSY, "another machine is arriving here");
-	if (h->connections != in->connections || in->a[h->index].fd >= 0)
-		return err_set(err, EPROTO, "connection %u makes no sense", h->index);
-	return 0;
-}
-
-/* Take in a connection that waits. 0, also when it was turned away; -errno of ours. */
-static int take_in(struct incoming *in, struct err *err)
-{
-	cleanup_fd int fd = peer_accept(&in->listener);
-	struct migrate_hello h;
-	struct err why;
-
-	if (fd < 0)
-		return 0;
-	limit_waiting(fd, HANDSHAKE_S);
-	struct stream *s = stream_fd_new(fd, "the source", err);
-
-	if (!s)
-		return err->code;
-	if (migrate_get_hello(s, &h, &why) || check_hello(in, &h, &why)) {
-		struct err ignored;
-
-		log_warn("migration: turned somebody away: %s", why.msg);
-		migrate_put_reply(s, MIGRATE_FAILED, 0, why.msg, &ignored);
-		stream_free(s);
-		return 0;
-	}
-	in->connections = h.connections;
-	memcpy(in->session, h.session, sizeof(in->session));
-	in->a[h.index].stream = s;
-	in->a[h.index].fd = fd_steal(&fd);
-	return 0;
-}
-
-static unsigned arrived(const struct incoming *in)
-{
-	unsigned n = 0;
-
-	for (unsigned i = 0; i < RAM_CONNECTIONS_MAX; i++)
-		n += in->a[i].fd >= 0;
-	return n;
-}
-
-int incoming_accept(struct incoming *in, int stop_fd, struct err *err)
-{
-	while (!in->connections || arrived(in) < in->connections) {
-		struct pollfd p[3] = { { .fd = in->listener.l.fd, .events = POLLIN },
-				       { .fd = stop_fd, .events = POLLIN },
-				       { .fd = in->a[0].fd, .events = POLLRDHUP } };
-		int n = poll(p, 3, in->connections ? HANDSHAKE_S * 1000 : -1);
-
-		if (n < 0 && errno != EINTR)
-			return err_set_sys(err, errno, "cannot wait for a source");
-		if (n > 0 && p[1].revents)
-			return err_set(err, EINTR, "stopped while waiting for a source");
-		if (n > 0 && p[2].revents)
-			return err_set(err, ECONNRESET, "the source has gone before it began");
-		if (!n)
-			return err_set(err, ETIMEDOUT,
-				       "only %u of the source's %u connections came", arrived(in),
-				       in->connections);
-		int rc = n > 0 && p[0].revents ? take_in(in, err) : 0;
-
-		if (rc)
-			return rc;
-	}
-	peer_listener_close(&in->listener);
-	in->out = stream_fd_new(in->a[0].fd, "the source", err);
-	for (unsigned i = 0; i < in->connections; i++)
-		stream_name_types(in->a[i].stream, section_name);
-	return in->out ? 0 : err->code;
-}
-
-struct stream *incoming_header(struct incoming *in)
-{
-	return in->a[0].stream;
-}
-
-void incoming_understood(struct incoming *in)
-{
-	for (unsigned i = 0; i < in->connections; i++)
-		limit_waiting(in->a[i].fd, SILENCE_S);
 }
 
 /* Read on for a moment: see above. */

@@ -27,6 +27,11 @@ static void on_signal(struct loop_watch *w, uint32_t events)
 		return;
 	int sig = (int)info.ssi_signo;
 
+	if (!r->vm) {
+		r->stopped_by = sig;
+		loop_stop(r->loop);
+		return;
+	}
 	if (r->button_pressed || r->vm->state != VM_RUNNING) {
 		log_info("signal %d: stopping at once", sig);
 		vm_stop(r->vm, EXIT_SIGNAL + sig, "signal");

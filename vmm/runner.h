@@ -27,6 +27,7 @@ struct runner {
 	int signal_fd;
 	struct loop_watch signal_watch;
 	bool button_pressed;
+	int stopped_by; /* a signal while there was no machine; it ended the loop, 0: none */
 };
 
 /* Before any thread and any large allocation of the process. */

@@ -420,6 +420,8 @@ const char *vm_state_name(const struct vm *vm)
 		[VM_STOPPED] = "stopped",
 	};
 
+	if (vm->state == VM_CREATED && vm->config->incoming)
+		return "incoming";
 	return names[vm->state];
 }
 

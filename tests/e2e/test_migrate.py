@@ -52,8 +52,9 @@ def migrate(m, address, *args):
 
 
 def given_up(t, kind):
-    """The target has ended. Without a whole greeting nobody was there: it waits on, for another."""
-    if kind != "hello":
+    """The target has ended. Without a whole greeting and header nobody was there: it waits on, for
+    another."""
+    if kind not in ("hello", "header", "machine", "cpu"):
         assert t.wait() == 1, t.story()
         return
     found = t.err.wait_for(lambda data: True if b"turned somebody away" in data else None, TIMEOUT)
@@ -563,11 +564,54 @@ def test_nobody_there(tmp_path):
         assert done.returncode == 1 and "run --incoming" in done.stderr
 
 
-def test_target_stopped_while_waiting(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_target_stopped_while_waiting(number, tmp_path):
     with Target(tmp_path) as t:
-        t.signal()
-        assert t.wait() == 128 + signal.SIGTERM
+        t.signal(number)
+        assert t.wait() == 128 + number
+        assert f"signal {int(number)}" in t.errors()
         assert not os.path.exists(t.address[5:])
+
+
+def test_waiting_target_answers(tmp_path):
+    """Its control socket works before there is a machine, and the client that came then stays."""
+    name = f"waits-{os.getpid()}"
+    with source(make_disk(tmp_path / "disk")) as m, Target(tmp_path, "--id", name) as t:
+        watch = t.connect()
+        assert watch.call("info") == {
+            "id": name, "state": "incoming", "version": m.call("info")["version"], "pid": t.pid,
+            "incoming": t.address}
+        for method in ("pause", "stats", "snapshot", "no-such-thing"):
+            with pytest.raises(ControlError) as e:
+                watch.call(method)
+            assert e.value.code == -32001 and "no machine has come yet" in str(e.value)
+        listed = subprocess.run([PROGRAM, "ctl", "list"], capture_output=True, text=True,
+                                check=True).stdout
+        assert re.search(rf"^{name} +incoming +{t.pid} +- +- +-$", listed, re.M), listed
+        moved(m, t)
+        assert watch.call("info")["state"] == "running"
+        good_end(t)
+
+
+def test_waiting_target_quits(tmp_path):
+    with Target(tmp_path) as t:
+        done = t.ctl("quit")
+        assert done.returncode == 0 and "stopped" in done.stdout
+        assert t.wait() == 0, t.story()
+        assert not os.path.exists(t.address[5:])
+
+
+def test_arriving_target_says_so(tmp_path):
+    hold = Hold("round-end")
+    with source(make_disk(tmp_path / "disk")) as m, Target(tmp_path) as t, \
+            Proxy(tmp_path, t.address, hold) as proxy, Migrating(m, proxy.address) as moving:
+        hold.wait()
+        info = t.call("info")
+        assert info["state"] == "incoming" and info["job"] == "incoming"
+        hold.release()
+        assert moving.wait()[0] == 0
+        assert t.call("info")["state"] == "running"
+        good_end(t)
 
 
 # ---- who else knocks ----
@@ -725,6 +769,80 @@ def test_every_page_is_the_sources(transport, with_nic, request, tmp_path):
 
 # ---- hostile sources ----
 
+def turned_away(t, why):
+    """The target has said so, and waits on."""
+    found = t.err.wait_for(lambda data: True if why.encode() in data else None, TIMEOUT)
+    assert found and t.process.poll() is None, t.story()
+
+
+def hello(connections, index, session=bytes(range(16))):
+    return packed(Message("hello", 0, struct.pack("<IIII", 1, connections, index, 0) + session, b""))
+
+
+def test_silent_strangers(tmp_path):
+    """Those who say nothing, or not all of it, hold nobody up."""
+    with source(make_disk(tmp_path / "disk")) as m, Target(tmp_path, tcp=True) as t, \
+            connect(t.address), connect(t.address) as half, connect(t.address) as one, \
+            connect(t.address) as three, connect(t.address) as again:
+        half.sendall(hello(1, 0)[:20])
+        one.sendall(hello(1, 0))
+        three.sendall(hello(4, 2))
+        again.sendall(hello(4, 2))
+        assert b"is there already" in again.recv(4096)
+        moved(m, t, "--parallel", 4)
+        for s in (half, one, three):
+            assert b"another machine is arriving here" in s.recv(4096)
+        good_end(t)
+
+
+def test_port_scan(tmp_path):
+    """More of them than are looked at together, some of them staying."""
+    with source(make_disk(tmp_path / "disk")) as m, Target(tmp_path) as t:
+        for _ in range(100):
+            connect(t.address).close()
+        turned_away(t, "it has gone")
+        strangers = [connect(t.address) for _ in range(70)]
+        assert b"too many knock" in strangers[0].recv(4096)
+        moved(m, t)
+        for s in strangers:
+            s.close()
+        good_end(t)
+
+
+def test_two_sources(tmp_path):
+    """The first that has said everything is taken; the other is told, and runs on."""
+    hold = Hold("cpu")
+    with source(make_disk(tmp_path / "disk")) as m, source(make_disk(tmp_path / "other")) as slow, \
+            Target(tmp_path) as t, Proxy(tmp_path, t.address, hold) as proxy, \
+            Migrating(slow, proxy.address) as moving:
+        hold.wait()
+        moved(m, t)
+        hold.release()
+        status, said = moving.wait()
+        assert status == 1 and "another machine is arriving here" in said
+        good_end(t)
+        assert slow.call("info")["state"] == "running"
+        good_end(slow)
+
+
+def test_more_than_a_header(tmp_path):
+    """What does not wait for an answer, or is damaged, is no source; a good one comes in after it."""
+    sent = record(tmp_path)
+    head = b"".join(packed(message) for message in sent[:4])
+    damaged = bytearray(head)
+    damaged[-1] ^= 1
+    with source(make_disk(tmp_path / "disk")) as m, Target(tmp_path) as t:
+        for words, why in ((head + b"x", "without waiting"), (bytes(damaged), "checksum"),
+                           (head[:24 + 32 + 3], "gone before"), (packed(sent[0]) * 2, "does not begin")):
+            with connect(t.address) as s:
+                s.sendall(words)
+                s.shutdown(socket.SHUT_WR)
+                assert why in str(s.recv(4096))
+            turned_away(t, why)
+        moved(m, t)
+        good_end(t)
+
+
 def record(tmp_path):
     """What a source sends on one connection, message by message."""
     sent = []
@@ -822,7 +940,6 @@ def test_hostile_sources(tmp_path):
         "commit word": (changed(sent, "commit", lambda d: struct.pack("<I", 2)), "hand-over"),
         "truncated": (sent[:-4], "gone"),
         "noise after": (sent[:6] + [b"noise" * 100], "section"),
-        "header": (changed(sent, "header", lambda d: d[:3]), "header"),
         "machine": (changed(sent, "machine", lambda d: b"{"), "machine"),
         "machine deep": (changed(sent, "machine", lambda d: b"[" * 100000), "machine"),
         "cpu": (changed(sent, "cpu", lambda d: b"\1"), ""),
