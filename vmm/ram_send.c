@@ -18,6 +18,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/zero.h"
 #include "vmm/ram.h"
 #include "vmm/sections.h"
 
@@ -169,18 +170,6 @@ static int send_end(struct connection *c)
 
 /* ---- pages ---- */
 
-static bool is_zero(const uint8_t *page)
-{
-	const uint64_t *w = (const uint64_t *)(const void *)page;
-
-	/* Most pages that are not zero show it at once; 64 bytes a step for those that are. */
-	for (unsigned i = 0; i < PAGE / 8; i += 8)
-		if (w[i] | w[i + 1] | w[i + 2] | w[i + 3] | w[i + 4] | w[i + 5] | w[i + 6] |
-		    w[i + 7])
-			return false;
-	return true;
-}
-
 /* Append, joining what adjoins. The list has room. */
 static void add(struct list *l, uint64_t gpa, uint64_t len)
 {
@@ -201,7 +190,7 @@ static int add_run(struct connection *c, unsigned region, uint64_t first, uint64
 	for (uint64_t page = first; page < first + count && !rc; page++) {
 		uint64_t off = page * PAGE;
 
-		if (is_zero(r->host + off))
+		if (is_zero(r->host + off, PAGE))
 			add(&c->zero, r->gpa + off, PAGE);
 		else
 			add(&c->data, r->gpa + off, PAGE);

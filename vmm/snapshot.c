@@ -24,6 +24,7 @@
 
 #include "base/fd.h"
 #include "base/log.h"
+#include "base/zero.h"
 #include "vmm/dirty.h"
 #include "vmm/exit_status.h"
 #include "vmm/machine_desc.h"
@@ -139,14 +140,6 @@ static void stop_machine(void *arg)
 
 /* ---- RAM ---- */
 
-static bool is_zero(const uint8_t *page)
-{
-	uint64_t first;
-
-	memcpy(&first, page, sizeof(first));
-	return !first && !memcmp(page, page + sizeof(first), PAGE - sizeof(first));
-}
-
 static int write_at(struct snapshot *s, const uint8_t *from, uint64_t at, uint64_t len)
 {
 	while (len) {
@@ -178,10 +171,10 @@ static int write_zeroes(struct snapshot *s, const uint8_t *from, uint64_t at, ui
 static int write_pages(struct snapshot *s, const uint8_t *from, uint64_t at, uint64_t count)
 {
 	for (uint64_t i = 0; i < count;) {
-		bool zero = is_zero(from + i * PAGE);
+		bool zero = is_zero(from + i * PAGE, PAGE);
 		uint64_t end = i + 1;
 
-		while (end < count && is_zero(from + end * PAGE) == zero)
+		while (end < count && is_zero(from + end * PAGE, PAGE) == zero)
 			end++;
 		/* Once: the guest may write to it while we look. What it writes is dirty again. */
 		int rc = (zero ? write_zeroes : write_at)(s, from + i * PAGE, at + i * PAGE,
