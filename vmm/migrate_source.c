@@ -196,12 +196,22 @@ static int start_log(struct migrate *m, struct err *err)
 static int fetch(struct migrate *m, struct err *err)
 {
 	struct transfer_progress *p = &m->p;
+	uint64_t before = dirty_pages(m->dirty) * PAGE;
 	int rc = dirty_fetch(m->dirty, err);
+	uint64_t now = now_ns();
 
 	p->remaining = dirty_pages(m->dirty) * PAGE;
+	p->dirty_rate = (uint64_t)((double)(p->remaining - before) * 1e9 /
+				   (double)(now - m->fetched_at + 1));
 	p->expected_downtime_ns =
 		p->bandwidth ? (uint64_t)((double)p->remaining * 1e9 / (double)p->bandwidth) : 0;
+	m->fetched_at = now;
 	return rc;
+}
+
+static bool little_left(const struct migrate *m)
+{
+	return m->p.expected_downtime_ns <= m->o.downtime_ns;
 }
 
 static int send_round(struct migrate *m, struct err *err)
@@ -221,13 +231,7 @@ static int send_round(struct migrate *m, struct err *err)
 
 	m->p.bandwidth =
 		(uint64_t)((double)(ram_sent(m->sender) - before) * 1e9 / (double)(ns + 1));
-	rc = fetch(m, err);
-	uint64_t now = now_ns();
-
-	m->p.dirty_rate =
-		(uint64_t)((double)m->p.remaining * 1e9 / (double)(now - m->fetched_at + 1));
-	m->fetched_at = now;
-	return rc;
+	return fetch(m, err);
 }
 
 /* What the host holds back of the disks' writes; most of it goes now, while the guest runs. */
@@ -243,6 +247,46 @@ static int sync_disks(struct migrate *m, struct err *err)
 	return rc;
 }
 
+/* Stop the guest, unless the rest has become too much: m->held tells. */
+static int hold(struct migrate *m, struct err *err)
+{
+	m->held_at = now_ns();
+	int rc = vm_hold(m->vm, err);
+
+	if (rc)
+		return rc;
+	m->held = true;
+	rc = fetch(m, err);
+	if (!rc && !little_left(m)) {
+		m->held = false;
+		vm_release(m->vm);
+	}
+	return rc;
+}
+
+/* Rounds until the guest stands still with little left to send. */
+static int send_rounds(struct migrate *m, struct err *err)
+{
+	bool synced = false;
+	int rc = 0;
+
+	while (!rc && !m->held) {
+		rc = send_round(m, err);
+		if (rc)
+			return rc;
+		m->w->progress(m->w->opaque, &m->p);
+		if (little_left(m) && !synced) {
+			synced = true;
+			rc = sync_disks(m, err);
+			if (!rc)
+				rc = fetch(m, err);
+		}
+		if (!rc && little_left(m))
+			rc = on_main(m, hold, err);
+	}
+	return rc;
+}
+
 static int precopy(struct migrate *m, struct err *err)
 {
 	struct ram_sender_options o = {
@@ -254,50 +298,26 @@ static int precopy(struct migrate *m, struct err *err)
 		.interrupted = target_speaks,
 		.opaque = m,
 	};
-	bool synced = false;
-	int rc;
 
 	m->p.total = gmem_size(m->vm->mem);
 	enter(m, MIGRATE_PRECOPY);
-	rc = on_main(m, start_log, err);
+	int rc = on_main(m, start_log, err);
+
 	if (rc)
 		return rc;
 	m->fetched_at = now_ns();
 	o.dirty = m->dirty;
 	m->sender = ram_sender_new(&o, err);
-	if (!m->sender)
-		return err->code;
-	for (;;) {
-		rc = send_round(m, err);
-		if (rc)
-			return rc;
-		m->w->progress(m->w->opaque, &m->p);
-		if (m->p.expected_downtime_ns > m->o.downtime_ns)
-			continue;
-		if (synced)
-			return 0;
-		/* The guest has gone on writing meanwhile: look again. */
-		synced = true;
-		rc = sync_disks(m, err);
-		if (!rc)
-			rc = fetch(m, err);
-		if (rc || m->p.expected_downtime_ns <= m->o.downtime_ns)
-			return rc;
-	}
+	return m->sender ? send_rounds(m, err) : err->code;
 }
 
 /* ---- switch-over ---- */
 
-static int stand_still(struct migrate *m, struct err *err)
+static int save(struct migrate *m, struct err *err)
 {
-	m->held_at = now_ns();
-	int rc = vm_hold(m->vm, err);
-
-	if (rc)
-		return rc;
-	m->held = true;
 	m->state = stream_buffer_new(err);
-	rc = m->state ? vm_state_save(m->vm, m->state, err) : err->code;
+	int rc = m->state ? vm_state_save(m->vm, m->state, err) : err->code;
+
 	return rc ? rc : dirty_fetch(m->dirty, err);
 }
 
@@ -423,7 +443,7 @@ static int switch_over(struct migrate *m, struct err *err)
 	enter(m, MIGRATE_SWITCHOVER);
 	job_limit(m->job, m->o.downtime_ns * 2 + SWITCH_SLACK_NS,
 		  "the switch-over took too long; the guest runs on here");
-	rc = on_main(m, stand_still, err);
+	rc = on_main(m, save, err);
 	if (!rc)
 		rc = send_rest(m, err);
 	if (!rc && !job_commit(m->job))
