@@ -6,7 +6,8 @@
  * buffers ready for what comes in at the NIC, and looks at the clock. Every page holds its own number of
  * visits, which a table elsewhere has too: one page that was left behind shows at its next visit or in
  * the end. Of frames, those of type 0x88B6 (IEEE 802 local experimental) count up from their first byte
- * on. Neither disk nor NIC is needed.
+ * on. Neither disk nor NIC is needed. "pace=TICKS" of the TSC pass between one page and the next, on
+ * average.
  */
 #include "virtio.h"
 
@@ -44,7 +45,7 @@ static struct slot slots[SLOTS_MAX];
 static unsigned depth, npages;
 static uint8_t *pages;
 static uint32_t *visits;
-static uint64_t requests, sweeps, last_tsc;
+static uint64_t requests, sweeps, last_tsc, pace;
 
 static void pattern(uint8_t *p, uint32_t seed)
 {
@@ -175,10 +176,13 @@ static bool clock_turn(void)
 
 static bool churn(void)
 {
+	uint64_t due = rdtsc();
 	unsigned stride = 0;
 
 	while (!char_waiting()) {
 		for (unsigned n = 0; n < 256; n++) {
+			for (due += pace; pace && !passed(due);)
+				relax();
 			stride = (stride + 61) % npages;
 			if (!visit(stride))
 				return false;
@@ -226,6 +230,7 @@ void guest_main(void)
 
 	npages = (unsigned)arg_number("pages", 1024);
 	depth = (unsigned)arg_number("depth", 16);
+	pace = arg_number("pace", 0);
 	if (depth > SLOTS_MAX)
 		depth = SLOTS_MAX;
 	pages = alloc((uint64_t)npages * 4096, 4096);
