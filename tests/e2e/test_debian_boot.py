@@ -56,6 +56,11 @@ def test_virtio_by_the_transport_asked_for(debian):
     assert "virtio_rng" in debian.sh("cat /sys/class/misc/hw_random/rng_current")
 
 
+def test_panic_device_is_found(debian):
+    """By the firmware's tables; udev has loaded its driver."""
+    assert "QEMU0001:00" in debian.sh("ls /sys/bus/platform/drivers/pvpanic-mmio")
+
+
 def test_time(debian):
     """The RTC gave the guest the host's time; kvm-clock keeps it."""
     assert abs(int(debian.sh("date +%s")) - time.time()) < 120
@@ -113,6 +118,14 @@ def test_panic_resets():
                 init='/bin/sh -- -c "echo c >/proc/sysrq-trigger"') as m:
         assert m.wait(600) == 4, m.story()
         assert "Kernel panic - not syncing: sysrq triggered crash" in m.text()
+
+
+def test_panic_ends():
+    """Its driver tells of it, so the machine need not stand still for ever."""
+    with Debian(init='/bin/sh -- -c "modprobe pvpanic-mmio; echo c >/proc/sysrq-trigger"') as m:
+        assert m.wait(600) == 6, m.story()
+        assert "Kernel panic - not syncing: sysrq triggered crash" in m.text()
+        assert "the guest's kernel panicked" in m.story()
 
 
 def test_second_sigterm_at_once():

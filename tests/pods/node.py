@@ -12,6 +12,7 @@ import pathlib
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -56,6 +57,10 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
 """
+
+
+POD_ROWS = {"shims and pods' processes", "shims' sockets", "network namespaces",
+            "links on the bridge", "addresses"}
 
 
 def guest(name):
@@ -106,7 +111,7 @@ class Node:
         self.subnet = f"10.{128 + a % 64}.{b}.0/24"
         self.process = self.cri = None
         self.shim = BUILD / SHIM
-        self.images = set()
+        self.images, self.disks = set(), set()
         self.config = {"vmm": str(BUILD / "coracle"), "kernel": str(guest("hello")),
                        "memory": "64M", "log-level": "debug", **config}
         (self.dir / "cni").mkdir()
@@ -149,7 +154,8 @@ class Node:
         try:
             return all(c.status for c in self.cri("Status").status.conditions)
         except cri.Refused as e:
-            assert e.code.name == "UNAVAILABLE", f"{e}\n{self.log()}"
+            early = e.code.name == "UNAVAILABLE" or "not initialized" in e.details
+            assert early, f"{e}\n{self.log()}"
             return False
 
     def kill(self):
@@ -189,9 +195,9 @@ class Node:
         for pid in ours(SHIM, self) + ours("coracle", self):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for mount in reversed(pathlib.Path("/proc/self/mountinfo").read_text().splitlines()):
-            if mount.split()[4].startswith(f"{self.dir}/"):
-                subprocess.run(["umount", "-l", mount.split()[4]], check=False)
+        for mount in reversed(mounts()):
+            if mount.startswith(f"{self.dir}/"):
+                subprocess.run(["umount", "-l", mount], check=False)
         subprocess.run(["ip", "link", "del", self.name], stderr=subprocess.DEVNULL, check=False)
         for path in below("/sys/fs/cgroup", lambda p: p.endswith(f"/{self.name}")):
             with contextlib.suppress(OSError):
@@ -206,41 +212,52 @@ class Node:
         return f"/run/containerd/s/{hashlib.sha256(key.encode()).hexdigest()}"
 
     def leftovers(self):
-        """{what was looked for: list of what is there}; all lists empty with no pod on the node."""
-        mounts = pathlib.Path("/proc/self/mountinfo").read_text().splitlines()
+        """
+        The table of what was looked for: {what: list of what is there}. With no pod on the node all
+        lists are empty. Those of POD_ROWS are the pod's, the others' come and go with a container.
+        """
         sockets = pathlib.Path("/proc/net/unix").read_text().splitlines()
-        links = subprocess.run(["ip", "-o", "link", "show", "master", self.name],
-                               capture_output=True, text=True, check=False).stdout
-        run, task = self.dir / "run", self.dir / "state/io.containerd.runtime.v2.task/k8s.io"
+        locks = pathlib.Path("/proc/locks").read_text()
+        run, state = self.dir / "run", self.dir / "state"
+        spaces = sorted(n for n in netns() - self.netns if n.startswith("cni-"))
         return {
-            "shims and pause processes": ours(SHIM, self),
             "machines": ours("coracle", self),
-            "mounts": [m.split()[4] for m in mounts
-                       if m.split()[4].startswith(str(self.dir)) and "rootfs" in m.split()[4]],
-            "network namespaces": sorted(n for n in netns() - self.netns
-                                         if n.startswith("cni-")),
-            "links on the bridge": re.findall(r"^\d+: ([^:@]*)", links, re.M),
-            "shims' sockets": [s for s in map(self.socket, self.pods) if os.path.exists(s)],
             "machines' sockets": [s.split()[-1] for s in sockets if str(run) in s],
+            "state and temporary files": below(run, lambda p: p != str(run / "pods")),
+            "locks on disks": [d for d in self.disks if inode(d) in locks],
+            "taps": [f"{n}: {name}" for n in spaces for name in links(n, "type", "tun")],
+            "tc qdiscs and rules": [f"{n}: {rule}" for n in spaces for rule in rules(n)],
+            "mounts": [m for m in mounts() if m.startswith(f"{self.dir}/")
+                       and ("/rootfs" in m or "/shm" in m)],
+            "bundles": sorted(map(str, (state / "io.containerd.runtime.v2.task/k8s.io").glob("*"))),
+            "FIFOs": below(state, is_fifo),
             "control groups": below("/sys/fs/cgroup", lambda p: f"/{self.name}/" in p and
                                     os.path.isdir(p)),
-            "state files": below(run, lambda p: p != str(run / "pods")),
-            "bundles": [str(p) for p in task.glob("*")],
+            "shims and pods' processes": ours(SHIM, self),
+            "shims' sockets": [s for s in map(self.socket, self.pods) if os.path.exists(s)],
+            "network namespaces": spaces,
+            "links on the bridge": links(None, "master", self.name),
             "addresses": below(self.dir / "ipam", lambda p: "/10." in p),
         }
 
-    def check_clean(self):
-        """Nothing is left. Processes that were told to end may take a moment."""
+    def check_clean(self, *but, pod=None):
+        """
+        Nothing is left, @but for some rows of the table. @pod: it lives, its container has gone.
+        Processes that were told to end may take a moment.
+        """
         for trouble in ("Sanitizer: ", "runtime error: ", "BUG: "):
             assert trouble not in self.log(), self.log()[-20000:]
 
-        def clean():
-            return not any(self.leftovers().values())
+        def left():
+            found = self.leftovers()
+            if pod:  # what it needs for itself
+                found = {k: [x for x in v if pod.id not in str(x)]
+                         for k, v in found.items() if k not in POD_ROWS}
+            return {k: v for k, v in found.items() if v and k not in but}
         try:
-            until("nothing is left", clean, 10)
+            until("nothing is left", lambda: not left(), 10)
         except Late:
-            left = {k: v for k, v in self.leftovers().items() if v}
-            raise AssertionError(f"left behind: {json.dumps(left, indent=2)}\n"
+            raise AssertionError(f"left behind: {json.dumps(left(), indent=2)}\n"
                                  f"{self.log()[-5000:]}") from None
 
     def shims(self):
@@ -265,6 +282,41 @@ def below(top, want):
     for where, dirs, files in os.walk(top):  # unlike glob, it does not mind
         found += [path for name in dirs + files if want(path := os.path.join(where, name))]
     return sorted(found)
+
+
+def mounts():
+    return [m.split()[4] for m in pathlib.Path("/proc/self/mountinfo").read_text().splitlines()]
+
+
+def inode(path):
+    """A file as /proc/locks names it."""
+    s = os.stat(path)
+    return f" {os.major(s.st_dev):02x}:{os.minor(s.st_dev):02x}:{s.st_ino} "
+
+
+def _inside(space, *command):
+    """What a command says in a network namespace; one that has just gone has nothing."""
+    prefix = ["ip", "netns", "exec", space] if space else []
+    return subprocess.run([*prefix, *command], capture_output=True, text=True, check=False).stdout
+
+
+def links(space, *which):
+    return re.findall(r"^\d+: ([^:@]*)", _inside(space, "ip", "-o", "link", "show", *which), re.M)
+
+
+def rules(space):
+    """Qdiscs that redirect, and their rules. A link has none of its own."""
+    return [f"{link}: {line.strip()}" for link in links(space)
+            for what in (["qdisc", "show", "dev", link, "clsact"],
+                         ["filter", "show", "dev", link, "ingress"])
+            for line in _inside(space, "tc", *what).splitlines() if "clsact" in line or "pref" in line]
+
+
+def is_fifo(path):
+    try:
+        return stat.S_ISFIFO(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def netns():
@@ -329,6 +381,7 @@ class Pod:
         resources = {"cpu_shares": 512}
         if memory:
             resources["memory_limit_in_bytes"] = memory
+        self.node.disks.update(path for _, path in devices)
         if cpus:
             resources.update(cpu_period=100000, cpu_quota=int(cpus * 100000))
         self.attempt += 1

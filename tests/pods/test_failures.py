@@ -50,6 +50,11 @@ def running(node, pods, device):
     return pod
 
 
+def test_table_of_leftovers(node, running):
+    """Every row of it sees what a running pod has, or it would never see what is left."""
+    assert [row for row, found in node.leftovers().items() if not found] == []
+
+
 # ---- something dies under a running pod ----
 
 def test_machine_killed(node, running):
@@ -58,8 +63,7 @@ def test_machine_killed(node, running):
     assert status.exit_code == 137
     assert "coracle: the machine's process was killed by signal 9" in running.log()
     running.remove_container()
-    left = node.leftovers()
-    assert not left["machines"] and not left["state files"] and not left["mounts"]
+    node.check_clean(pod=running)
 
 
 def test_termination_message(node, pods, device, tmp_path):
@@ -259,37 +263,96 @@ def test_killed_during_stop(node, steps, what, after):
     node.check_clean()
 
 
-# What containerd 1.6 itself forgets when it is killed between making a thing and noting it.
-CONTAINERDS_OWN = {"network namespaces", "links on the bridge", "addresses"}
+# A stop's steps in their order: what has just happened to the pod (stop_pod()) when something dies.
+STOP = {
+    "asked": lambda node, pod: "StopContainer for" in node.log(),
+    "button pressed": lambda node, pod: "ok button" in pod.log(),
+    "machine ended": lambda node, pod: not ours("coracle", node),
+    "machine taken apart": lambda node, pod: not node.leftovers()["state and temporary files"],
+    "task deleted": lambda node, pod: len(node.leftovers()["bundles"]) < 2,
+    "pod stopped": lambda node, pod: len(ours(SHIM, node)) < 2,
+    "network gone": lambda node, pod: not node.leftovers()["network namespaces"],
+    "shim ended": lambda node, pod: not ours(SHIM, node),
+    "pod removed": lambda node, pod: not node.leftovers()["bundles"],
+}
 
 
-@pytest.mark.parametrize("after", STEPS)
-def test_containerd_killed_during_start(after, device):
-    """On a node of its own: containerd's leaks are not ours, and must not hide them."""
+def stop_pod(pod):
+    """In a thread of its own, as kubelet does it; errors are expected."""
+    def run():
+        with contextlib.suppress(cri.Refused, ValueError):  # a channel that is closed
+            pod.stop()
+            pod.remove_container()
+            pod.remove()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("step", STOP)
+@pytest.mark.parametrize("what", ["shim", "machine"])
+def test_killed_at_step_of_stop(node, steps, what, step):
+    kernel(node, "poweroff", "button")
+    pod, thread = start_pod(node, steps)
+    thread.join()
+    pod.line("ready")
+    thread = stop_pod(pod)
+    until(step, lambda: STOP[step](node, pod) or not thread.is_alive())
+    kill(daemons(node) if what == "shim" else ours("coracle", node))
+    thread.join()
+    remove_all(node)
+    node.check_clean()
+
+
+@pytest.fixture
+def own_node():
+    """A node of the test's own: containerd's leaks are not ours, and must not hide them."""
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    node = Node(cmdline="exit=halt")
-    try:
-        _, thread = start_pod(node, device())
-        until("there is a shim", lambda: daemons(node) or not thread.is_alive())
-        time.sleep(after)
-        node.kill()
-        thread.join()
-        node.start()
-        remove_all(node)
-        for task in node.ctr("tasks", "ls", "-q").split():
-            node.ctr("tasks", "rm", "-f", task)
+    node = Node()
+    yield node
+    for name in set(os.listdir("/run/netns")) - node.netns:
+        if name.startswith("cni-"):
+            subprocess.run(["ip", "netns", "del", name], check=False)
+    node.close()
 
-        def clean():
-            return not any(v for k, v in node.leftovers().items() if k not in CONTAINERDS_OWN)
 
-        until(f"nothing is left but {CONTAINERDS_OWN}: {node.leftovers()}", clean)
-    finally:
-        for name in set(os.listdir("/run/netns")) - node.netns:
-            if name.startswith("cni-"):
-                subprocess.run(["ip", "netns", "del", name], check=False)
-        node.close()
+def restart_and_remove(node):
+    node.kill()
+    node.start()
+    remove_all(node)
+    for task in node.ctr("tasks", "ls", "-q").split():
+        node.ctr("tasks", "rm", "-f", task)
+
+
+# What containerd 1.6 itself forgets when it is killed between making a thing and noting it.
+CONTAINERDS_OWN = ("network namespaces", "links on the bridge", "addresses")
+
+
+@pytest.mark.parametrize("after", STEPS)
+def test_containerd_killed_during_start(own_node, device, after):
+    kernel(own_node, "hello", "exit=halt")
+    _, thread = start_pod(own_node, device())
+    until("there is a shim", lambda: daemons(own_node) or not thread.is_alive())
+    time.sleep(after)
+    restart_and_remove(own_node)
+    thread.join()
+    own_node.check_clean(*CONTAINERDS_OWN)
+
+
+@pytest.mark.parametrize("step", STOP)
+def test_containerd_killed_during_stop(own_node, device, step):
+    kernel(own_node, "poweroff", "button")
+    pod, thread = start_pod(own_node, device())
+    thread.join()
+    pod.line("ready")
+    thread = stop_pod(pod)
+    until(step, lambda: STOP[step](own_node, pod) or not thread.is_alive())
+    restart_and_remove(own_node)
+    thread.join()
+    own_node.check_clean()
 
 
 def test_a_shim_that_nobody_asks_ends(node, tmp_path):

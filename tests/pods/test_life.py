@@ -37,8 +37,7 @@ def test_from_creation_to_removal(node, pods, device):
     assert "command line: some=thing" in pod.log().splitlines()
     no_failures(pod)
     pod.remove_container()
-    left = node.leftovers()
-    assert not left["machines"] and not left["state files"] and not left["mounts"]
+    node.check_clean(pod=pod)
     pod.remove()
     node.check_clean()
 
