@@ -42,6 +42,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
   stream_server_port = "0"
   disable_apparmor = true
   restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "{dir}/cni"
@@ -121,7 +122,7 @@ class Node:
                                           "ranges": [[{"subnet": self.subnet}]],
                                           "routes": [{"dst": "0.0.0.0/0"}]}})
         (self.dir / "config.toml").write_text(CONFIG.format(dir=self.dir))
-        self.netns, self.pods = netns(), []
+        self.pods = []
         self.start()
         self.image("coracle.test/pause:1", {"pause": pause}, ("/pause",))
         self.image("coracle.test/vm:1", {"vm": b""})
@@ -211,6 +212,10 @@ class Node:
         key = f"{self.dir}/containerd.sock/k8s.io/{pod_id}"
         return f"/run/containerd/s/{hashlib.sha256(key.encode()).hexdigest()}"
 
+    def namespaces(self):
+        """The pods' network namespaces, as files."""
+        return (self.dir / "state/io.containerd.grpc.v1.cri/netns").glob("cni-*")
+
     def leftovers(self):
         """
         The table of what was looked for: {what: list of what is there}. With no pod on the node all
@@ -219,23 +224,24 @@ class Node:
         sockets = pathlib.Path("/proc/net/unix").read_text().splitlines()
         locks = pathlib.Path("/proc/locks").read_text()
         run, state = self.dir / "run", self.dir / "state"
-        spaces = sorted(n for n in netns() - self.netns if n.startswith("cni-"))
+        spaces = sorted(self.namespaces())
         return {
             "machines": ours("coracle", self),
             "machines' sockets": [s.split()[-1] for s in sockets if str(run) in s],
             "state and temporary files": below(run, lambda p: p != str(run / "pods")),
             "locks on disks": [d for d in self.disks if inode(d) in locks],
-            "taps": [f"{n}: {name}" for n in spaces for name in links(n, "type", "tun")],
-            "tc qdiscs and rules": [f"{n}: {rule}" for n in spaces for rule in rules(n)],
+            "taps": [f"{n.name}: {name}" for n in spaces for name in links(n, "type", "tun")],
+            "tc qdiscs and rules": [f"{n.name}: {rule}" for n in spaces for rule in rules(n)],
             "mounts": [m for m in mounts() if m.startswith(f"{self.dir}/")
                        and ("/rootfs" in m or "/shm" in m)],
-            "bundles": sorted(map(str, (state / "io.containerd.runtime.v2.task/k8s.io").glob("*"))),
+            # With a dot: containerd is about to remove it, and if killed then does not look again.
+            "bundles": sorted(map(str, (state / "io.containerd.runtime.v2.task/k8s.io").glob("[!.]*"))),
             "FIFOs": below(state, is_fifo),
             "control groups": below("/sys/fs/cgroup", lambda p: f"/{self.name}/" in p and
                                     os.path.isdir(p)),
             "shims and pods' processes": ours(SHIM, self),
             "shims' sockets": [s for s in map(self.socket, self.pods) if os.path.exists(s)],
-            "network namespaces": spaces,
+            "network namespaces": [n.name for n in spaces],
             "links on the bridge": links(None, "master", self.name),
             "addresses": below(self.dir / "ipam", lambda p: "/10." in p),
         }
@@ -296,7 +302,7 @@ def inode(path):
 
 def _inside(space, *command):
     """What a command says in a network namespace; one that has just gone has nothing."""
-    prefix = ["ip", "netns", "exec", space] if space else []
+    prefix = ["nsenter", f"--net={space}"] if space else []
     return subprocess.run([*prefix, *command], capture_output=True, text=True, check=False).stdout
 
 
@@ -317,10 +323,6 @@ def is_fifo(path):
         return stat.S_ISFIFO(os.lstat(path).st_mode)
     except FileNotFoundError:
         return False
-
-
-def netns():
-    return set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
 
 
 class Events:
