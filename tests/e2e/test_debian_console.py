@@ -1,11 +1,12 @@
-"""test_debian_console.py - Debian's serial port by socket, terminal, file, and to nowhere"""
+"""test_debian_console.py - Debian's serial port by socket, terminal, file, and to nowhere; its hvc0"""
 import os
 import tty
 
 import pytest
 
 from coracle import Reader
-from debian import BOOT, Debian, MIB, Shell, UnixConsole, scratch_dir, sparse, why_not
+from debian import (BOOT, Debian, MIB, Shell, UnixConsole, kernel_warnings, scratch_dir, sparse,
+                    why_not)
 
 WHY_NOT = why_not()
 pytestmark = [pytest.mark.debian, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
@@ -87,3 +88,34 @@ def test_null():
             assert m.text() == ""
         with open(disk, "rb") as f:
             assert f.read(9) == b"was here\n"
+
+
+def test_virtio():
+    """A login on hvc0 without a word of configuration in the guest, and a size that is followed."""
+    with scratch_dir() as d:
+        path = os.path.join(d, "console")
+        with Debian("--console", f"unix:{path}", "--serial", f"file:{d}/serial", loud=True,
+                    cmdline="console=hvc0") as m:
+            m.log_line("virtio console: ")
+            m.call("console-resize", cols=100, rows=40)
+            console = UnixConsole(path)
+            shell = Shell(console.reader, console.send, m.story)
+            shell.login()
+            assert b"systemd[1]: " in console.reader.data   # it is the kernel's console, too
+            assert shell.sh("tty") == "/dev/hvc0"
+            assert shell.sh("stty size") == "40 100"
+            for cols, rows in ((200, 50), (80, 24)):
+                m.ctl("console-resize", "--cols", cols, "--rows", rows)
+                shell.sh(f'while [ "$(stty size)" != "{rows} {cols}" ]; do sleep 0.1; done')
+            text = shell.sh("seq 2000")
+            assert text.splitlines() == [str(i) for i in range(1, 2001)]
+            # The serial port is still there, and somebody to log in.
+            assert shell.sh("cat /proc/consoles").splitlines()[0].startswith("hvc0")
+            assert "ttyS0" in shell.sh("cat /sys/class/tty/console/active")
+            assert kernel_warnings(shell) == []
+            shell.send(b"systemctl poweroff\n")
+            assert m.wait() == 0, m.story()
+            console.close()
+        with open(f"{d}/serial", encoding="utf-8", errors="replace") as f:
+            text = f.read()
+        assert "Linux version " in text and "login: " in text
