@@ -9,30 +9,16 @@
 #include "vmm/config_keys.h"
 
 #include <fcntl.h>
-#include <json-c/json.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "vmm/json_util.h"
 
 #define DEPTH_MAX 8  /* the schema needs 3 */
 #define KEYS_MAX  64 /* in one object; more than any table has */
 #define PLACE_MAX 128
-
-static void put_object(json_object **o)
-{
-	json_object_put(*o);
-}
-
-static void free_tokener(json_tokener **t)
-{
-	if (*t)
-		json_tokener_free(*t);
-}
-
-#define cleanup_json    __attribute__((cleanup(put_object)))
-#define cleanup_tokener __attribute__((cleanup(free_tokener)))
 
 /* ---- duplicated keys: a scan of text that json-c has accepted ---- */
 

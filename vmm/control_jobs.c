@@ -11,12 +11,12 @@
 #include "base/fd.h"
 #include "vmm/control_methods.h"
 #include "vmm/job.h"
+#include "vmm/json_util.h"
 #include "vmm/migrate.h"
 #include "vmm/vm.h"
 
-/* Start @t for the client that asks. Takes @arg only on success. 0 or an error code. */
-static int start(struct control_target *c, const struct job_task *t, void *arg,
-		 struct json_object **result, struct err *err)
+int control_start_job(struct control_target *c, const struct job_task *t, void *arg,
+		      struct json_object **result, struct err *err)
 {
 	uint64_t id;
 	int rc = job_start(c->vm->job, t, arg, c->peer->number, &id, err);
@@ -25,7 +25,7 @@ static int start(struct control_target *c, const struct job_task *t, void *arg,
 		return rc == -EBUSY ? CONTROL_WRONG_STATE : CONTROL_FAILED;
 	*result = json_object_new_object();
 	json_object_object_add(*result, "job", json_object_new_string(t->name));
-	json_object_object_add(*result, "id", json_object_new_uint64(id));
+	json_add_u64(*result, "id", id);
 	return 0;
 }
 
@@ -84,7 +84,7 @@ int control_migrate(void *opaque, struct json_object *params, struct json_object
 	o.timeout_ns = timeout * MS_NS;
 	struct migrate *m = migrate_new(c->vm, &o, err);
 
-	code = m ? start(c, &migrate_task, m, result, err) : CONTROL_FAILED;
+	code = m ? control_start_job(c, &migrate_task, m, result, err) : CONTROL_FAILED;
 	if (!m) /* nobody has taken them */
 		while (o.connections)
 			fd_close(&o.fds[--o.connections]);

@@ -17,12 +17,8 @@
 #include "vmm/control_methods.h"
 #include "vmm/exit_status.h"
 #include "vmm/job.h"
+#include "vmm/json_util.h"
 #include "vmm/vm.h"
-
-static void add_u64(struct json_object *o, const char *key, uint64_t value)
-{
-	json_object_object_add(o, key, json_object_new_uint64(value));
-}
 
 static void add_string(struct json_object *o, const char *key, const char *text)
 {
@@ -67,9 +63,9 @@ static int info(void *opaque, struct json_object *params, struct json_object **r
 	add_string(o, "id", vm->config->id);
 	add_string(o, "state", vm_state_name(vm));
 	add_string(o, "version", CORACLE_VERSION);
-	add_u64(o, "pid", (uint64_t)getpid());
-	add_u64(o, "cpus", vm->config->cpus);
-	add_u64(o, "memory", vm->config->memory);
+	json_add_u64(o, "pid", (uint64_t)getpid());
+	json_add_u64(o, "cpus", vm->config->cpus);
+	json_add_u64(o, "memory", vm->config->memory);
 	add_string(o, "transport", vm->config->transport == CONFIG_TRANSPORT_PCI ? "pci" : "mmio");
 	add_string(kernel, "path", vm->config->kernel);
 	add_string(kernel, "format", vm->boot ? boot_describe(vm->boot) : NULL);
@@ -77,8 +73,8 @@ static int info(void *opaque, struct json_object *params, struct json_object **r
 	add_string(o, "console", port_description(vm, PORT_SERIAL));
 	add_string(o, "virtio-console", port_description(vm, PORT_VIRTIO));
 	json_object_object_add(o, "devices", device_list(vm));
-	add_u64(o, "uptime-ms", uptime_ms(vm));
-	add_u64(o, "resets", vm->resets);
+	json_add_u64(o, "uptime-ms", uptime_ms(vm));
+	json_add_u64(o, "resets", vm->resets);
 	add_string(o, "job", job_running(vm->job));
 	*result = o;
 	return 0;
@@ -110,7 +106,7 @@ int control_peer_take_fds(struct control_peer *p, int fds[CONTROL_FDS_MAX])
 
 static void put_stat(void *arg, const char *key, uint64_t value)
 {
-	add_u64(arg, key, value);
+	json_add_u64(arg, key, value);
 }
 
 static struct json_object *device_stats(const struct vm *vm)
@@ -138,10 +134,10 @@ static struct json_object *vcpu_stats(const struct vm *vm)
 		struct vcpu_counters *c = &vm->vcpus.v[i].count;
 		struct json_object *o = json_object_new_object();
 
-		add_u64(o, "exits", atomic_load_explicit(&c->exits, memory_order_relaxed));
-		add_u64(o, "pio", atomic_load_explicit(&c->pio, memory_order_relaxed));
-		add_u64(o, "mmio", atomic_load_explicit(&c->mmio, memory_order_relaxed));
-		add_u64(o, "other", atomic_load_explicit(&c->other, memory_order_relaxed));
+		json_add_u64(o, "exits", atomic_load_explicit(&c->exits, memory_order_relaxed));
+		json_add_u64(o, "pio", atomic_load_explicit(&c->pio, memory_order_relaxed));
+		json_add_u64(o, "mmio", atomic_load_explicit(&c->mmio, memory_order_relaxed));
+		json_add_u64(o, "other", atomic_load_explicit(&c->other, memory_order_relaxed));
 		json_object_array_add(all, o);
 	}
 	return all;
@@ -164,11 +160,11 @@ static struct json_object *process_stats(int statm_fd)
 	if (n > 0) {
 		text[n] = '\0';
 		if (sscanf(text, "%llu %llu", &size, &resident) == 2)
-			add_u64(o, "rss", resident * (uint64_t)sysconf(_SC_PAGESIZE));
+			json_add_u64(o, "rss", resident * (uint64_t)sysconf(_SC_PAGESIZE));
 	}
 	if (!getrusage(RUSAGE_SELF, &usage)) {
-		add_u64(o, "user-us", timeval_us(usage.ru_utime));
-		add_u64(o, "system-us", timeval_us(usage.ru_stime));
+		json_add_u64(o, "user-us", timeval_us(usage.ru_utime));
+		json_add_u64(o, "system-us", timeval_us(usage.ru_stime));
 	}
 	return o;
 }
@@ -183,7 +179,7 @@ static int stats(void *opaque, struct json_object *params, struct json_object **
 		return code;
 	struct json_object *o = json_object_new_object();
 
-	add_u64(o, "uptime-ms", uptime_ms(t->vm));
+	json_add_u64(o, "uptime-ms", uptime_ms(t->vm));
 	json_object_object_add(o, "vcpus", vcpu_stats(t->vm));
 	json_object_object_add(o, "devices", device_stats(t->vm));
 	json_object_object_add(o, "process", process_stats(t->statm_fd));
@@ -314,8 +310,8 @@ static int console_resize(void *opaque, struct json_object *params, struct json_
 	}
 	virtio_console_resize(vm->virtio_console, (uint16_t)cols, (uint16_t)rows);
 	*result = json_object_new_object();
-	add_u64(*result, "cols", cols);
-	add_u64(*result, "rows", rows);
+	json_add_u64(*result, "cols", cols);
+	json_add_u64(*result, "rows", rows);
 	return 0;
 }
 

@@ -10,6 +10,7 @@
 #include "vmm/jsonrpc.h"
 
 struct control_waiting;
+struct job_task;
 struct vm;
 
 /* Codes of our own. */
@@ -42,6 +43,13 @@ extern const struct jsonrpc_method control_waiting_methods[]; /* control_waiting
 /* Close what is left; take them all into @fds: how many there were, or -EMFILE if some got lost. */
 void control_peer_close_fds(struct control_peer *p);
 int control_peer_take_fds(struct control_peer *p, int fds[CONTROL_FDS_MAX]);
+
+/*
+ * Start @t for the client that asks: 0 with the answer in *@result, or an error code. Takes @arg only on
+ * success.
+ */
+int control_start_job(struct control_target *c, const struct job_task *t, void *arg,
+		      struct json_object **result, struct err *err);
 
 /* control_snapshot.c, control_jobs.c */
 int control_snapshot(void *opaque, struct json_object *params, struct json_object **result,

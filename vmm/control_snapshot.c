@@ -12,6 +12,7 @@
 #include "base/fd.h"
 #include "vmm/control_methods.h"
 #include "vmm/job.h"
+#include "vmm/json_util.h"
 #include "vmm/snapshot.h"
 #include "vmm/vm.h"
 
@@ -30,11 +31,6 @@ static void task_free(struct task *t)
 	free(t);
 }
 
-static void add_u64(struct json_object *o, const char *key, uint64_t value)
-{
-	json_object_object_add(o, key, json_object_new_uint64(value));
-}
-
 static int run(struct job *j, void *arg, const struct transfer_watch *w, struct json_object *result,
 	       struct err *err)
 {
@@ -45,11 +41,11 @@ static int run(struct job *j, void *arg, const struct transfer_watch *w, struct 
 
 	if (rc)
 		return job_why(j, rc, err);
-	add_u64(result, "ram", r.ram);
-	add_u64(result, "written", r.written);
-	add_u64(result, "rounds", r.rounds);
-	add_u64(result, "total-us", r.total_ns / 1000);
-	add_u64(result, "pause-us", r.pause_ns / 1000);
+	json_add_u64(result, "ram", r.ram);
+	json_add_u64(result, "written", r.written);
+	json_add_u64(result, "rounds", r.rounds);
+	json_add_u64(result, "total-us", r.total_ns / 1000);
+	json_add_u64(result, "pause-us", r.pause_ns / 1000);
 	return 0;
 }
 
@@ -116,7 +112,6 @@ static int start(struct control_target *target, bool stop, struct json_object **
 		 struct err *err)
 {
 	struct task *t = calloc(1, sizeof(*t));
-	uint64_t id;
 	int code;
 
 	if (!t) {
@@ -125,20 +120,11 @@ static int start(struct control_target *target, bool stop, struct json_object **
 	}
 	*t = (struct task){ .vm = target->vm, .fds = { -1, -1, -1 }, .stop = stop };
 	code = take_files(target->peer, t, err);
-	if (!code) {
-		int rc = job_start(target->vm->job, &snapshot_task, t, target->peer->number, &id,
-				   err);
-
-		code = rc == -EBUSY ? CONTROL_WRONG_STATE : rc ? CONTROL_FAILED : 0;
-	}
-	if (code) {
+	if (!code)
+		code = control_start_job(target, &snapshot_task, t, result, err);
+	if (code)
 		task_free(t);
-		return code;
-	}
-	*result = json_object_new_object();
-	json_object_object_add(*result, "job", json_object_new_string("snapshot"));
-	add_u64(*result, "id", id);
-	return 0;
+	return code;
 }
 
 int control_snapshot(void *opaque, struct json_object *params, struct json_object **result,

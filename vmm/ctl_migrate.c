@@ -13,6 +13,7 @@
 
 #include "base/fd.h"
 #include "vmm/ctl_verbs.h"
+#include "vmm/json_util.h"
 #include "vmm/migrate.h"
 
 #define USAGE                                                                                     \
@@ -27,7 +28,6 @@ struct leaving {
 	struct peer_address address;
 	uint64_t downtime_ms, bandwidth, parallel, timeout_ms;
 	int fds[RAM_CONNECTIONS_MAX];
-	bool bar;
 };
 
 /* ---- the words ---- */
@@ -130,43 +130,22 @@ static int connect_all(struct leaving *l, struct err *err)
 	return 0;
 }
 
-static void add(struct json_object *o, const char *key, uint64_t value)
-{
-	json_object_object_add(o, key, json_object_new_uint64(value));
-}
-
 static int begin(struct leaving *l, uint64_t *id, struct err *err)
 {
-	struct json_object *params = json_object_new_object(), *result = NULL, *o;
+	struct json_object *params = json_object_new_object();
 
-	add(params, "downtime-ms", l->downtime_ms);
-	add(params, "bandwidth", l->bandwidth);
-	add(params, "timeout-ms", l->timeout_ms);
-	int rc = control_client_call_fds(l->call->client, "migrate", params, l->fds,
-					 (unsigned)l->parallel, l->call->timeout_ms, &result, err);
-
-	json_object_put(params);
-	if (!rc && !json_object_object_get_ex(result, "id", &o))
-		rc = err_set(err, EPROTO, "the machine does not say which job it began");
-	if (!rc)
-		*id = json_object_get_uint64(o);
-	json_object_put(result);
-	return rc;
+	json_add_u64(params, "downtime-ms", l->downtime_ms);
+	json_add_u64(params, "bandwidth", l->bandwidth);
+	json_add_u64(params, "timeout-ms", l->timeout_ms);
+	return ctl_start_job(l->call, "migrate", params, l->fds, (unsigned)l->parallel, id, err);
 }
 
 /* ---- showing ---- */
 
-static uint64_t number(struct json_object *o, const char *key)
-{
-	struct json_object *v;
-
-	return json_object_object_get_ex(o, key, &v) ? json_object_get_uint64(v) : 0;
-}
-
 /* [#######.............] precopy, round 1: 350 MiB sent, guest writes 12 MiB/s, downtime 8 ms */
-static void draw(struct json_object *p)
+static void draw(FILE *f, struct json_object *p)
 {
-	uint64_t total = number(p, "total"), left = number(p, "remaining");
+	uint64_t total = json_get_u64(p, "total"), left = json_get_u64(p, "remaining");
 	unsigned full = total && left <= total ? (unsigned)((total - left) * BAR / total) : 0;
 	struct json_object *stage = NULL;
 	char bar[BAR + 1];
@@ -175,33 +154,22 @@ static void draw(struct json_object *p)
 	memset(bar, '#', full);
 	bar[BAR] = '\0';
 	json_object_object_get_ex(p, "stage", &stage);
-	fprintf(stderr,
-		"\r[%s] %.12s, round %" PRIu64 ": %" PRIu64 " MiB sent at %" PRIu64
-		" MiB/s, guest writes %" PRIu64 " MiB/s, downtime %.1f ms\033[K",
-		bar, stage ? json_object_get_string(stage) : "", number(p, "round"),
-		number(p, "sent") >> 20, number(p, "bandwidth") >> 20,
-		number(p, "dirty-rate") >> 20, (double)number(p, "expected-downtime-us") / 1e3);
-}
-
-static void on_event(void *opaque, const char *line, struct json_object *params)
-{
-	const struct leaving *l = opaque;
-
-	if (l->call->json) {
-		puts(line);
-		fflush(stdout);
-	} else if (l->bar && number(params, "total")) {
-		draw(params);
-	}
+	fprintf(f,
+		"[%s] %.12s, round %" PRIu64 ": %" PRIu64 " MiB sent at %" PRIu64
+		" MiB/s, guest writes %" PRIu64 " MiB/s, downtime %.1f ms",
+		bar, stage ? json_object_get_string(stage) : "", json_get_u64(p, "round"),
+		json_get_u64(p, "sent") >> 20, json_get_u64(p, "bandwidth") >> 20,
+		json_get_u64(p, "dirty-rate") >> 20,
+		(double)json_get_u64(p, "expected-downtime-us") / 1e3);
 }
 
 static void print_done(const struct leaving *l, struct json_object *done)
 {
 	printf("%.64s runs at %s now: %.2f s in all, the guest stood still for %.1f ms, %.1f MiB "
 	       "sent in %" PRIu64 " rounds\n",
-	       l->call->machine, l->to, (double)number(done, "total-us") / 1e6,
-	       (double)number(done, "downtime-us") / 1e3, (double)number(done, "sent") / (1 << 20),
-	       number(done, "rounds"));
+	       l->call->machine, l->to, (double)json_get_u64(done, "total-us") / 1e6,
+	       (double)json_get_u64(done, "downtime-us") / 1e3,
+	       (double)json_get_u64(done, "sent") / (1 << 20), json_get_u64(done, "rounds"));
 }
 
 static int leave(struct leaving *l, struct err *err)
@@ -217,9 +185,7 @@ static int leave(struct leaving *l, struct err *err)
 	for (unsigned i = 0; i < RAM_CONNECTIONS_MAX; i++)
 		fd_close(&l->fds[i]);
 	if (!rc)
-		rc = ctl_follow_job(l->call, id, signal_fd, on_event, l, &done, err);
-	if (l->bar)
-		fputs("\r\033[K", stderr);
+		rc = ctl_follow_job(l->call, id, signal_fd, draw, &done, err);
 	if (!rc && !l->call->json)
 		print_done(l, done);
 	json_object_put(done);
@@ -232,7 +198,6 @@ int ctl_migrate(const struct ctl_call *c, struct err *err)
 		.call = c,
 		.downtime_ms = MIGRATE_DOWNTIME_DEFAULT_NS / 1000000,
 		.parallel = 1,
-		.bar = !c->json && isatty(STDERR_FILENO),
 	};
 	int rc;
 

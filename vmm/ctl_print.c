@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "vmm/ctl_print.h"
+#include "vmm/json_util.h"
 
 /* Text for a column; nothing in it moves the terminal's cursor. */
 static const char *clean(const char *text, char *buf, size_t room)
@@ -30,13 +31,6 @@ static struct json_object *get(struct json_object *o, const char *key)
 static const char *text_of(struct json_object *o, char *buf, size_t room)
 {
 	return o ? clean(json_object_get_string(o), buf, room) : "-";
-}
-
-static uint64_t number_of(struct json_object *o, const char *key)
-{
-	struct json_object *value = get(o, key);
-
-	return value ? json_object_get_uint64(value) : 0;
 }
 
 static const char *duration(uint64_t ms, char *buf, size_t room)
@@ -87,12 +81,12 @@ void ctl_print_info(FILE *f, struct json_object *o)
 	row(f, "incoming", get(o, "incoming"));
 	if (get(o, "uptime-ms"))
 		fprintf(f, "%-10s %s\n", "uptime",
-			duration(number_of(o, "uptime-ms"), buf, sizeof(buf)));
+			duration(json_get_u64(o, "uptime-ms"), buf, sizeof(buf)));
 	row(f, "pid", get(o, "pid"));
 	row(f, "version", get(o, "version"));
 	row(f, "vCPUs", get(o, "cpus"));
 	if (get(o, "memory"))
-		fprintf(f, "%-10s %" PRIu64 " MiB\n", "memory", number_of(o, "memory") >> 20);
+		fprintf(f, "%-10s %" PRIu64 " MiB\n", "memory", json_get_u64(o, "memory") >> 20);
 	row(f, "transport", get(o, "transport"));
 	if (kernel)
 		fprintf(f, "%-10s %s (%s)\n", "kernel",
@@ -129,13 +123,14 @@ void ctl_print_stats(FILE *f, struct json_object *o)
 	struct json_object *process = get(o, "process"), *vcpus = get(o, "vcpus");
 	char buf[64];
 
-	fprintf(f, "%-10s %s\n", "uptime", duration(number_of(o, "uptime-ms"), buf, sizeof(buf)));
+	fprintf(f, "%-10s %s\n", "uptime",
+		duration(json_get_u64(o, "uptime-ms"), buf, sizeof(buf)));
 	if (get(process, "rss"))
 		fprintf(f, "%-10s %.1f MiB\n", "resident",
-			(double)number_of(process, "rss") / (1 << 20));
+			(double)json_get_u64(process, "rss") / (1 << 20));
 	fprintf(f, "%-10s user %.2f s, system %.2f s\n", "CPU time",
-		(double)number_of(process, "user-us") / 1e6,
-		(double)number_of(process, "system-us") / 1e6);
+		(double)json_get_u64(process, "user-us") / 1e6,
+		(double)json_get_u64(process, "system-us") / 1e6);
 	if (json_object_is_type(vcpus, json_type_array)) {
 		fprintf(f, "\n%-6s %14s %14s %14s %14s\n", "VCPU", "EXITS", "PIO", "MMIO", "OTHER");
 		for (size_t i = 0; i < json_object_array_length(vcpus); i++) {
@@ -143,8 +138,8 @@ void ctl_print_stats(FILE *f, struct json_object *o)
 
 			fprintf(f,
 				"%-6zu %14" PRIu64 " %14" PRIu64 " %14" PRIu64 " %14" PRIu64 "\n",
-				i, number_of(v, "exits"), number_of(v, "pio"), number_of(v, "mmio"),
-				number_of(v, "other"));
+				i, json_get_u64(v, "exits"), json_get_u64(v, "pio"),
+				json_get_u64(v, "mmio"), json_get_u64(v, "other"));
 		}
 	}
 	print_device_stats(f, get(o, "devices"));
@@ -165,12 +160,13 @@ void ctl_print_list(FILE *f, struct json_object *infos)
 		snprintf(memory, sizeof(memory), "-");
 		if (get(o, "memory"))
 			snprintf(memory, sizeof(memory), "%" PRIu64 " MiB",
-				 number_of(o, "memory") >> 20);
+				 json_get_u64(o, "memory") >> 20);
 		fprintf(f, "%-20s %-10s %10s %6s %12s  %s\n", name, state,
 			text_of(get(o, "pid"), pid, sizeof(pid)),
 			text_of(get(o, "cpus"), cpus, sizeof(cpus)), memory,
-			get(o, "uptime-ms") ? duration(number_of(o, "uptime-ms"), up, sizeof(up)) :
-					      "-");
+			get(o, "uptime-ms") ?
+				duration(json_get_u64(o, "uptime-ms"), up, sizeof(up)) :
+				"-");
 	}
 }
 

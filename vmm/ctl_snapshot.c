@@ -16,6 +16,7 @@
 
 #include "base/fd.h"
 #include "vmm/ctl_verbs.h"
+#include "vmm/json_util.h"
 
 static const char *const names[] = { "machine.json", "state", "memory" };
 #define NFILES 3
@@ -97,8 +98,11 @@ static int sync_parent(const char *dir, struct err *err)
 
 static int put_in_place(struct making *m, struct err *err)
 {
-	if (fsync(m->dir_fd) < 0)
-		return err_set_sys(err, errno, "cannot write %s", m->partial);
+	if (fsync(m->dir_fd) < 0) {
+		err_set_sys(err, errno, "cannot write %s", m->partial);
+		take_away(m);
+		return err->code;
+	}
 	int rc = renameat2(AT_FDCWD, m->partial, AT_FDCWD, m->dir, RENAME_NOREPLACE);
 
 	/* Not every file system knows the flag. An empty directory would then be replaced, no more. */
@@ -116,42 +120,17 @@ static int put_in_place(struct making *m, struct err *err)
 
 static int begin(struct making *m, const struct ctl_call *c, uint64_t *id, struct err *err)
 {
-	struct json_object *params = json_object_new_object(), *result = NULL, *o;
+	struct json_object *params = json_object_new_object();
 
 	json_object_object_add(params, "stop", json_object_new_boolean(m->stop));
-	int rc = control_client_call_fds(c->client, "snapshot", params, m->fds, NFILES,
-					 c->timeout_ms, &result, err);
-
-	json_object_put(params);
-	if (!rc && !json_object_object_get_ex(result, "id", &o))
-		rc = err_set(err, EPROTO, "the machine does not say which job it began");
-	if (!rc)
-		*id = json_object_get_uint64(o);
-	json_object_put(result);
-	return rc;
+	return ctl_start_job(c, "snapshot", params, m->fds, NFILES, id, err);
 }
 
-static uint64_t number(struct json_object *o, const char *key)
+static void draw(FILE *f, struct json_object *p)
 {
-	struct json_object *v;
-
-	return json_object_object_get_ex(o, key, &v) ? json_object_get_uint64(v) : 0;
-}
-
-static void on_event(void *opaque, const char *line, struct json_object *params)
-{
-	const struct ctl_call *c = opaque;
-	uint64_t total = number(params, "total");
-
-	if (c->json) {
-		puts(line);
-		fflush(stdout);
-	} else if (total && isatty(STDERR_FILENO)) {
-		uint64_t left = number(params, "remaining");
-
-		fprintf(stderr, "\rround %" PRIu64 ", %" PRIu64 " of %" PRIu64 " MiB left \033[K",
-			number(params, "round"), left >> 20, total >> 20);
-	}
+	fprintf(f, "round %" PRIu64 ", %" PRIu64 " of %" PRIu64 " MiB left",
+		json_get_u64(p, "round"), json_get_u64(p, "remaining") >> 20,
+		json_get_u64(p, "total") >> 20);
 }
 
 static void print_done(const struct making *m, struct json_object *done)
@@ -159,9 +138,9 @@ static void print_done(const struct making *m, struct json_object *done)
 	printf("%s: %" PRIu64 " MiB of RAM, %" PRIu64
 	       " MiB written, in %.3f s; the guest stood still "
 	       "for %.1f ms%s\n",
-	       m->dir, number(done, "ram") >> 20, number(done, "written") >> 20,
-	       (double)number(done, "total-us") / 1e6, (double)number(done, "pause-us") / 1e3,
-	       m->stop ? " and has ended" : "");
+	       m->dir, json_get_u64(done, "ram") >> 20, json_get_u64(done, "written") >> 20,
+	       (double)json_get_u64(done, "total-us") / 1e6,
+	       (double)json_get_u64(done, "pause-us") / 1e3, m->stop ? " and has ended" : "");
 }
 
 static int take(struct making *m, const struct ctl_call *c, struct err *err)
@@ -174,9 +153,7 @@ static int take(struct making *m, const struct ctl_call *c, struct err *err)
 	if (!rc)
 		rc = begin(m, c, &id, err);
 	if (!rc)
-		rc = ctl_follow_job(c, id, signal_fd, on_event, (void *)c, &done, err);
-	if (!c->json && isatty(STDERR_FILENO))
-		fputs("\r\033[K", stderr);
+		rc = ctl_follow_job(c, id, signal_fd, draw, &done, err);
 	if (rc)
 		take_away(m);
 	else

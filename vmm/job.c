@@ -21,6 +21,7 @@
 #include "base/log.h"
 #include "base/loop.h"
 #include "vmm/job.h"
+#include "vmm/json_util.h"
 #include "vmm/vm.h"
 
 #define PROGRESS_NS 100000000u /* between events, unless the stage or the round changes */
@@ -77,11 +78,6 @@ static struct json_object *about(const struct job *j)
 	return o;
 }
 
-static void add_u64(struct json_object *o, const char *key, uint64_t value)
-{
-	json_object_object_add(o, key, json_object_new_uint64(value));
-}
-
 static void tell_progress(struct job *j)
 {
 	pthread_mutex_lock(&j->lock);
@@ -95,13 +91,13 @@ static void tell_progress(struct job *j)
 	struct json_object *o = about(j);
 
 	json_object_object_add(o, "stage", json_object_new_string(p.stage));
-	add_u64(o, "round", p.round);
-	add_u64(o, "sent", p.sent);
-	add_u64(o, "remaining", p.remaining);
-	add_u64(o, "total", p.total);
-	add_u64(o, "bandwidth", p.bandwidth);
-	add_u64(o, "dirty-rate", p.dirty_rate);
-	add_u64(o, "expected-downtime-us", p.expected_downtime_ns / 1000);
+	json_add_u64(o, "round", p.round);
+	json_add_u64(o, "sent", p.sent);
+	json_add_u64(o, "remaining", p.remaining);
+	json_add_u64(o, "total", p.total);
+	json_add_u64(o, "bandwidth", p.bandwidth);
+	json_add_u64(o, "dirty-rate", p.dirty_rate);
+	json_add_u64(o, "expected-downtime-us", p.expected_downtime_ns / 1000);
 	vm_emit(j->vm, "job-progress", o);
 }
 

@@ -16,23 +16,10 @@
 #include <string.h>
 
 #include "base/fd.h"
+#include "vmm/json_util.h"
 #include "vmm/jsonrpc.h"
 
 #define NAME_SHOWN 64
-
-static void put_object(json_object **o)
-{
-	json_object_put(*o);
-}
-
-static void free_tokener(json_tokener **t)
-{
-	if (*t)
-		json_tokener_free(*t);
-}
-
-#define cleanup_json    __attribute__((cleanup(put_object)))
-#define cleanup_tokener __attribute__((cleanup(free_tokener)))
 
 /* ---- text ---- */
 

@@ -18,17 +18,11 @@
 #include "virtio/device.h"
 #include "virtio/net.h"
 #include "vmm/config_keys.h"
+#include "vmm/json_util.h"
 #include "vmm/machine_desc.h"
 #include "vmm/vm.h"
 
 #define DESC_VERSION 1
-
-static void put_object(json_object **o)
-{
-	json_object_put(*o);
-}
-
-#define cleanup_json __attribute__((cleanup(put_object)))
 
 /* ---- to JSON ---- */
 
@@ -190,7 +184,7 @@ static int parse_disks(struct machine_desc *d, json_object *o, struct err *err)
 
 int machine_desc_parse(struct machine_desc *d, const char *text, size_t len, struct err *err)
 {
-	struct json_tokener *t = json_tokener_new_ex(16);
+	cleanup_tokener json_tokener *t = json_tokener_new_ex(16);
 	cleanup_json json_object *o = NULL;
 	json_object *version = NULL;
 	int rc = 0;
@@ -201,8 +195,6 @@ int machine_desc_parse(struct machine_desc *d, const char *text, size_t len, str
 		json_tokener_set_flags(t, JSON_TOKENER_STRICT);
 		o = json_tokener_parse_ex(t, text, (int)len);
 	}
-	if (t)
-		json_tokener_free(t);
 	if (!json_object_is_type(o, json_type_object))
 		rc = err_set(err, EINVAL, "it is not JSON");
 	else if (!json_object_object_get_ex(o, "version", &version) ||

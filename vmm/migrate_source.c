@@ -33,6 +33,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "vmm/exit_status.h"
+#include "vmm/json_util.h"
 #include "vmm/migrate.h"
 #include "vmm/migrate_wire.h"
 #include "vmm/sections.h"
@@ -487,18 +488,13 @@ static int end_log(struct migrate *m, struct err *err)
 	return 0;
 }
 
-static void add_u64(struct json_object *o, const char *key, uint64_t value)
-{
-	json_object_object_add(o, key, json_object_new_uint64(value));
-}
-
 static void tell_result(struct migrate *m, struct json_object *o)
 {
-	add_u64(o, "total-us", (now_ns() - m->started) / 1000);
-	add_u64(o, "downtime-us", m->downtime_ns / 1000);
-	add_u64(o, "sent", ram_sent(m->sender));
-	add_u64(o, "memory", m->p.total);
-	add_u64(o, "rounds", m->p.round);
+	json_add_u64(o, "total-us", (now_ns() - m->started) / 1000);
+	json_add_u64(o, "downtime-us", m->downtime_ns / 1000);
+	json_add_u64(o, "sent", ram_sent(m->sender));
+	json_add_u64(o, "memory", m->p.total);
+	json_add_u64(o, "rounds", m->p.round);
 }
 
 /* Why it did not end in time, with what the user can do about it. */
