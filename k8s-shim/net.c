@@ -188,6 +188,14 @@ const struct pod_nic *pod_net_nic(const struct pod_net *n, unsigned i)
 	return i < n->count ? &n->nics[i].pub : NULL;
 }
 
+const struct pod_nic *pod_net_twin(const struct pod_net *n, unsigned i)
+{
+	for (unsigned k = 0; k < n->count; k++)
+		if (k != i && !memcmp(n->nics[k].pub.mac, n->nics[i].pub.mac, 6))
+			return &n->nics[k].pub;
+	return NULL;
+}
+
 void pod_net_close(struct pod_net *n)
 {
 	struct err err = { 0 };

@@ -86,6 +86,9 @@ int pod_net_open(const struct pod_net_options *o, struct loop *loop, struct pod_
 unsigned pod_net_count(const struct pod_net *n);
 const struct pod_nic *pod_net_nic(const struct pod_net *n, unsigned i); /* in order of ifindex */
 
+/* Another NIC with the same MAC address, as two ipvlan links on one parent have; NULL: none. */
+const struct pod_nic *pod_net_twin(const struct pod_net *n, unsigned i);
+
 /* A cloud-init network-config (version 2) that says the same; malloc'd, NULL: out of memory. */
 char *pod_net_config(const struct pod_net *n);
 

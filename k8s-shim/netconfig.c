@@ -5,7 +5,8 @@
  * link's second address, metrics. NICs are told apart by MAC address and get the names they have
  * in the pod, so that eth0 and net1 (Multus) are in the guest what the pod's annotations call
  * them. Interfaces that share a MAC address (two ipvlan links on one parent) cannot be told apart
- * that way; those are left to DHCP and have no entry.
+ * that way; those are left to DHCP and have no entry. Matching them by name would not help: names are
+ * the guest's choice, and cloud-init gives up at the first MAC address that it sees twice.
  *
  * Nothing in it needs quoting for YAML's sake but what comes from names of links, and everything is
  * quoted.
@@ -20,14 +21,6 @@
 static const char *text(int family, const uint8_t *addr, char *buf)
 {
 	return inet_ntop(family, addr, buf, INET6_ADDRSTRLEN);
-}
-
-static bool shares_mac(const struct pod_net *n, unsigned i)
-{
-	for (unsigned k = 0; k < n->count; k++)
-		if (k != i && !memcmp(n->nics[k].pub.mac, n->nics[i].pub.mac, 6))
-			return true;
-	return false;
 }
 
 /* A link's name may have any byte but / and white space. */
@@ -121,12 +114,12 @@ char *pod_net_config(const struct pod_net *n)
 		return NULL;
 	fprintf(f, "version: 2\nethernets:");
 	for (unsigned i = 0; i < n->count; i++)
-		if (!shares_mac(n, i) && !written++)
+		if (!pod_net_twin(n, i) && !written++)
 			fprintf(f, "\n");
 	if (!written)
 		fprintf(f, " {}\n");
 	for (unsigned i = 0; i < n->count; i++)
-		if (!shares_mac(n, i))
+		if (!pod_net_twin(n, i))
 			put_nic(f, &n->nics[i].pub, &n->told);
 	if (fclose(f)) {
 		free(out);

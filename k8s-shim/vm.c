@@ -85,6 +85,27 @@ static int look_into_image(struct vm *v, const struct vm_options *o, struct err 
 
 /* ---- the network ---- */
 
+/* Where whoever looks after the pod reads it, and where whoever looks after the node does. */
+static void tell_of_twins(struct vm *v)
+{
+	static const char prefix[] = "coracle: ";
+	const struct pod_nic *twin = NULL;
+	char line[256];
+	unsigned i;
+
+	for (i = 0; !twin && i < pod_net_count(v->net); i++)
+		twin = pod_net_twin(v->net, i);
+	if (!twin)
+		return;
+	snprintf(line, sizeof(line),
+		 "%s%s and %s have the same MAC address, as ipvlan links on one parent have; "
+		 "cloud-init cannot do with that and is told nothing of them: addresses come by "
+		 "DHCP only",
+		 prefix, pod_net_nic(v->net, i - 1)->name, twin->name);
+	log_warn("%s", line + strlen(prefix));
+	io_note(v->io, line);
+}
+
 static int open_net(struct vm *v, struct loop *loop, unsigned cpus, struct err *err)
 {
 	const struct bundle_mount *m = bundle_mount_at(v->bundle, "/etc/resolv.conf");
@@ -104,7 +125,10 @@ static int open_net(struct vm *v, struct loop *loop, unsigned cpus, struct err *
 	int rc = pod_net_open(&o, loop, &v->net, err);
 
 	resolv_fini(&r);
-	return rc ? err_prefix(err, "network") : 0;
+	if (rc)
+		return err_prefix(err, "network");
+	tell_of_twins(v);
+	return 0;
 }
 
 /* ---- cloud-init ---- */

@@ -71,6 +71,8 @@ def any_kernel():
     (("--net", "t,mtu=9"), "mtu=9: must be 68 to 65521"),
     (("--net", "t0,mac=52:54:00:00:00:01", "--net", "t1,mac=52:54:00:00:00:01"),
      "net0 and net1 have the same MAC"),
+    (("--net", "fd=5,mac=52:54:00:00:00:01", "--net", "t1,mac=52:54:00:00:00:01"),
+     "net0 and net1 have the same MAC"),
     (("--net", "t0", "--net", "t0"), "same tap t0"),
     (("--net", "fd=5:"), "fd=5:: must be 0 to 1048575, or up to 32 such numbers joined by ':'"),
     (("--net", "fd=5:6:5"), "same fd 5"),

@@ -24,6 +24,7 @@ import images
 TOP = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("CORACLE_BUILD", TOP / "build/release")).resolve()
 GUESTS = pathlib.Path(os.environ.get("CORACLE_GUESTS", TOP / "build/guest"))
+CNI = pathlib.Path("/usr/lib/cni")
 TIMEOUT = float(os.environ.get("CORACLE_TEST_TIMEOUT", "60"))
 SHIM = "containerd-shim-coracle-v2"
 
@@ -44,7 +45,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
+    bin_dir = "{dir}/bin"
     conf_dir = "{dir}/cni"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "overlayfs"
@@ -90,6 +91,8 @@ def why_not():
     """None where pods run, otherwise the reason to skip."""
     if os.geteuid():
         return "needs root"
+    if not CNI.is_dir():
+        return f"no CNI plugins in {CNI} (tools/setup test)"
     for program in ("containerd", "ctr", "ip", "losetup", "protoc"):
         if not shutil.which(program):
             return f"{program} is not installed (tools/setup test)"
@@ -101,9 +104,10 @@ def why_not():
 
 
 class Node:
-    def __init__(self, prefix=(), pause=b"", **config):
+    def __init__(self, prefix=(), pause=b"", attachments=(), **config):
         """prefix: a command that becomes containerd. pause: the program of ordinary pods' sandboxes,
-        if there are to be such. config: of the node's coracle.json."""
+        if there are to be such. attachments: what each pod has beside eth0, as Multus' users write it.
+        config: of the node's coracle.json."""
         self.prefix = prefix
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="coracle-pods-"))
         self.name = "ct" + uuid.uuid4().hex[:6]  # of the bridge and the cgroup
@@ -117,10 +121,14 @@ class Node:
                        "memory": "64M", "log-level": "debug", **config}
         (self.dir / "cni").mkdir()
         self.configure()
-        self.network("10-pods", {"type": "bridge", "bridge": self.name, "isGateway": True,
-                                 "ipam": {"type": "host-local", "dataDir": f"{self.dir}/ipam",
-                                          "ranges": [[{"subnet": self.subnet}]],
-                                          "routes": [{"dst": "0.0.0.0/0"}]}})
+        (self.dir / "bin").mkdir()
+        for plugin in [*CNI.iterdir(), TOP / "tests/pods/multus"]:
+            (self.dir / "bin" / plugin.name).symlink_to(plugin)
+        eth0 = {"type": "bridge", "bridge": self.name, "isGateway": True,
+                "ipam": {"type": "host-local", "dataDir": f"{self.dir}/ipam",
+                         "ranges": [[{"subnet": self.subnet}]], "routes": [{"dst": "0.0.0.0/0"}]}}
+        self.network("10-pods", {"type": "multus", "delegates": [eth0, *attachments]}
+                     if attachments else eth0)
         (self.dir / "config.toml").write_text(CONFIG.format(dir=self.dir))
         self.pods = []
         self.start()
