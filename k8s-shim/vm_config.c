@@ -16,7 +16,8 @@
 #include "k8s-shim/machine.h"
 #include "k8s-shim/vm_config.h"
 
-#define PAGE 4096
+#define PAGE       4096
+#define MEMORY_MIN (2u << 20) /* of coracle run */
 
 int vm_config_cpus(const struct bundle *b, const struct node_config *c, unsigned *out,
 		   struct err *err)
@@ -44,6 +45,11 @@ int vm_config_memory(const struct bundle *b, const struct node_config *c, uint64
 			       "the memory limit of %llu bytes is over what this node allows, %llu "
 			       "(\"memory-max\")",
 			       (unsigned long long)n, (unsigned long long)c->memory_max);
+	if (n < MEMORY_MIN)
+		return err_set(err, EINVAL,
+			       "the memory limit of %llu bytes is guest RAM, and a machine has at "
+			       "least 2 MiB (a Linux guest wants 64 MiB or more)",
+			       (unsigned long long)n);
 	*out = n / PAGE * PAGE;
 	return 0;
 }

@@ -15,7 +15,7 @@ import pytest
 
 import cri
 from node import SHIM, TIMEOUT, Node, Pod, guest, ours, until, why_not
-from ttrpc import Client, field, frame, request
+from ttrpc import Client, field, frame, request, varint
 
 MIB = 1 << 20
 ROOT = "/dev/rootdisk"
@@ -133,6 +133,73 @@ def test_exit_is_told_to_a_containerd_that_is_back(node, running):
     until("the machine has gone", lambda: machine not in ours("coracle", node))
     node.process.send_signal(signal.SIGCONT)
     assert running.ended().exit_code == 137
+
+
+def test_events_wait_for_containerd_in_their_order(node, running):
+    """What happens while it does not listen; test_shim_events.c has one that was killed."""
+    events, one = node.events(), field(1, running.container)
+    machine, shim = running.pid(), Client(node.socket(running.id), TIMEOUT)
+    node.process.send_signal(signal.SIGSTOP)
+    for stream, method in ((1, "Pause"), (3, "Resume"), (5, "Pause"), (7, "Resume")):
+        assert shim.call(method, one, stream) == b""
+    kill([machine])
+    shim.call("Wait", one, 9)
+    shim.close()
+    node.process.send_signal(signal.SIGCONT)
+
+    def seen():
+        return [topic for topic, text in events.seen()
+                if f'"{running.container}"' in text and "/tasks/" in topic]
+
+    until("all are told", lambda: "/tasks/exit" in seen())
+    events.close()
+    assert seen()[:5] == [f"/tasks/{t}" for t in ("paused", "resumed", "paused", "resumed", "exit")]
+    assert running.ended().exit_code == 137
+
+
+def freezer(node, pod):
+    """The control group that makes the pod's machine deaf to SIGKILL, as a disk that hangs does."""
+    group = pathlib.Path(f"/sys/fs/cgroup/freezer/{node.name}/{pod.container}/freezer.state")
+    if not group.exists():
+        pytest.skip("no freezer of control groups version 1 here")
+    return group
+
+
+def test_machine_that_cannot_be_killed(node, running):
+    """Its process is in the kernel (a disk hangs): the shim waits for it without standing still."""
+    state, pid = freezer(node, running), running.pid()
+    state.write_text("FROZEN")
+    try:
+        for _ in range(2):
+            with pytest.raises(cri.Refused, match="(?i)deadline|context"):
+                node.cri("StopContainer", container_id=running.container, timeout=0, _timeout=2)
+        shim = Client(node.socket(running.id), TIMEOUT)
+        assert shim.call("Pids", field(1, running.container))
+        assert b"has not ended yet" in shim.call("Delete", field(1, running.container), 3)
+        assert shim.call("Stats", field(1, running.container), 5)
+        shim.close()
+        assert running.status().state == 1 and pid in ours("coracle", node)
+    finally:
+        state.write_text("THAWED")
+    assert running.ended().exit_code == 137
+
+
+def test_machine_that_cannot_be_killed_without_a_shim(node, running):
+    """Nobody is left to wait for it: it ends when it can, and its disk is not free before."""
+    state, pid = freezer(node, running), running.pid()
+    state.write_text("FROZEN")
+    try:
+        kill(daemons(node))
+        running.ended()
+        assert pid in ours("coracle", node)
+        assert node.leftovers()["locks on disks"]
+    finally:
+        state.write_text("THAWED")
+    until("it has ended", lambda: pid not in ours("coracle", node))
+    running.remove()
+    node.check_clean("control groups")  # kubelet's: it removes the pod's with all that is in it
+    for path in (p for p in node.leftovers()["control groups"]):
+        os.rmdir(path)
 
 
 def test_out_of_memory(node, pods, device):
@@ -406,6 +473,30 @@ def test_a_thousand_waits(client):
         waiting.send(frame(2 * i + 1, request("Wait", one)))
     assert b"task" in client().call("State", one)
     assert waiting.call("Connect", stream=5001)
+
+
+def test_a_thousand_waits_are_answered(node, running):
+    waiting, one = Client(node.socket(running.id), TIMEOUT), field(1, running.container)
+    for i in range(1000):
+        waiting.send(frame(2 * i + 1, request("Wait", one)))
+    kill([running.pid()])
+    answers = dict(waiting.answer() for _ in range(1000))
+    waiting.close()
+    assert sorted(answers) == list(range(1, 2000, 2))
+    assert len(set(answers.values())) == 1 and varint(137) in answers[1]
+    assert running.ended().exit_code == 137
+
+
+def test_asked_twice(client):
+    """As a containerd that was restarted in between might."""
+    one, bundle = field(1, client.pod.container), field(2, "/nowhere")
+    c = client()
+    assert b"exists already" in c.call("Create", one + bundle, 1)
+    assert b"is not waiting to be started" in c.call("Start", one, 3)
+    assert b"has not ended yet" in c.call("Delete", one, 5)
+    assert b"is not paused" in c.call("Resume", one, 7)
+    first = c.call("Connect", one, 9)
+    assert first and c.call("Connect", one, 11) == first
 
 
 @pytest.mark.parametrize("data", [

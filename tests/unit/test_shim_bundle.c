@@ -243,9 +243,13 @@ static void test_limits(void **state)
 	assert_int_not_equal(vm_config_cpus(&b, &c, &cpus, &err), 0);
 	assert_int_equal(vm_config_memory(&b, &c, &memory, &err), 0);
 	assert_int_equal(memory, 1 << 30);
-	b.memory = (1 << 20) + 4097;
+	b.memory = (2 << 20) + 4097;
 	assert_int_equal(vm_config_memory(&b, &c, &memory, &err), 0);
-	assert_int_equal(memory, (1 << 20) + 4096);
+	assert_int_equal(memory, (2 << 20) + 4096);
+	b.memory = (2 << 20) - 1;
+	assert_int_equal(vm_config_memory(&b, &c, &memory, &err), -EINVAL);
+	assert_non_null(strstr(err.msg, "2097151 bytes"));
+	err.code = 0;
 	b.memory = (2ull << 30) + 1;
 	assert_int_not_equal(vm_config_memory(&b, &c, &memory, &err), 0);
 	bundle_fini(&b);
