@@ -22,12 +22,14 @@ static void use_bundle(const char *text, size_t len)
 	char name[64], below[1024];
 	unsigned cpus;
 	uint64_t memory;
+	bool virtio;
 
 	if (bundle_parse(&b, "/bundle", text, len, &err))
 		return;
 	if (!node_config_parse(&c, "{}", 2, "node", &err)) {
 		vm_config_cpus(&b, &c, &cpus, &err);
 		vm_config_memory(&b, &c, &memory, &err);
+		vm_config_console(&b, &c, &virtio, &err);
 		node_config_fini(&c);
 	}
 	vm_config_name(&b, "0123456789", name);

@@ -3,7 +3,8 @@
  *
  * Writes "E", "first", and two runs of LONG bytes to it, around the sync points, which the host compares.
  * With "echo" on the command line it says "size COLSxROWS" instead of those runs, again whenever it is told of
- * another one, and sends back what comes until a dot.
+ * another one, and sends back what comes until a dot. With "silent" as well nothing is written before something
+ * was typed, which is told on the serial port.
  */
 #include "virtio.h"
 
@@ -19,6 +20,7 @@
 static struct vdev dev;
 static struct vq rx, tx;
 static uint32_t told_before;
+static bool silent;
 
 static void put(const void *bytes, uint32_t len)
 {
@@ -94,7 +96,8 @@ static bool start(void)
 	check(vq_open(&rx, &dev, 0, 0, 0xffff) && vq_open(&tx, &dev, 1, 0, 0xffff), "queues",
 	      "not there");
 	check(!vq_max(&dev, 2), "no-more-queues", "there is a third");
-	write8(dev.config + EMERG_WR, (uint8_t)e[0]);
+	if (!silent)
+		write8(dev.config + EMERG_WR, (uint8_t)e[0]);
 	return true;
 }
 
@@ -166,6 +169,7 @@ void guest_main(void)
 	char word[8];
 	bool more = true;
 
+	silent = arg("silent", word, sizeof(word));
 	if (!start())
 		return;
 	sync_point(1);
@@ -173,7 +177,8 @@ void guest_main(void)
 	if (arg("sized", word, sizeof(word)))
 		check(wait_told() && virtio_config32(&dev, 0), "told-at-start", "size 0x%x",
 		      virtio_config32(&dev, 0));
-	put_text("first");
+	if (!silent)
+		put_text("first");
 	sync_point(2);
 	if (!arg("echo", word, sizeof(word))) {
 		write_long();
@@ -182,6 +187,10 @@ void guest_main(void)
 		return;
 	}
 	post(bufs);
+	while (silent && !vq_done(&rx))
+		relax();
+	if (silent)
+		print("woken\n");
 	told();
 	put_text("\r\n");
 	say_size();

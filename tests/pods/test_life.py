@@ -10,7 +10,7 @@ import threading
 import pytest
 
 import cri
-from node import TIMEOUT, Node, Pod, guest, until, why_not
+from node import BUILD, TIMEOUT, Node, Pod, guest, until, why_not
 from node import below as nodes_below
 from stream import Attached
 
@@ -317,6 +317,24 @@ def test_virtio_console(node, pods, device, who):
     lines = pod.log().replace("\r", "").splitlines()
     assert "ok find" in lines  # of the serial port, before the console said anything
     assert "size 100x40" in lines and "done" not in lines
+
+
+def test_virtio_console_after_a_restart(node, pods, device):
+    """The window is the same, and the serial port counts until the new guest's console speaks."""
+    kernel(node, "console", "echo silent")
+    pod = pods({"vm.coracle.dev/console": "virtio"})
+    pod.start(devices=[(ROOT, device())], stdin=True, tty=True)
+    console = attached(node, pod)
+    console.write(b'{"Width":90,"Height":30}', channel=4)
+    for _ in range(2):
+        console.write(b"x")
+        console.read_until(b"woken")
+        console.read_until(b"size 90x30")
+        socket, = (node.dir / "run/pods").glob("*/control")
+        subprocess.run([BUILD / "coracle", "ctl", socket, "reset"], check=True, capture_output=True)
+    console.write(b".")
+    assert pod.ended().exit_code == 0
+    console.close()
 
 
 def test_virtio_console_that_says_nothing(node, pods, device):

@@ -256,6 +256,42 @@ static void test_limits(void **state)
 	node_config_fini(&c);
 }
 
+static void test_console(void **state)
+{
+#define POD(word) "{\"annotations\":{\"vm.coracle.dev/console\":\"" word "\"}}"
+	static const struct {
+		const char *node, *pod;
+		int virtio; /* -1: refused */
+	} cases[] = {
+		{ "{}", "{}", 0 },
+		{ "{\"console\":\"serial\"}", "{}", 0 },
+		{ "{\"console\":\"virtio\"}", "{}", 1 },
+		{ "{}", POD("virtio"), 1 },
+		{ "{\"console\":\"virtio\"}", POD("serial"), 0 },
+		{ "{}", POD(""), -1 },
+		{ "{}", POD("Virtio"), -1 },
+		{ "{\"console\":\"\"}", "{}", -1 },
+		{ "{\"annotations\":[]}", POD("virtio"), -1 },
+	};
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct node_config c;
+		struct bundle b;
+		struct err err = { 0 };
+		bool virtio = false;
+
+		node(&c, cases[i].node, &err);
+		parse(&b, cases[i].pod, &err);
+		int rc = vm_config_console(&b, &c, &virtio, &err);
+
+		assert_int_equal(rc ? -1 : virtio, cases[i].virtio);
+		if (rc)
+			assert_non_null(strstr(err.msg, "console"));
+		bundle_fini(&b);
+		node_config_fini(&c);
+	}
+}
+
 /* ---- names and paths ---- */
 
 static void test_names(void **state)
@@ -367,6 +403,7 @@ int main(void)
 		cmocka_unit_test(test_node_config),
 		cmocka_unit_test(test_node_config_refused),
 		cmocka_unit_test(test_limits),
+		cmocka_unit_test(test_console),
 		cmocka_unit_test(test_names),
 		cmocka_unit_test(test_cgroup_paths),
 		cmocka_unit_test(test_resolv),
