@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import moves
 import pods
+import qemu_moves
 import snapshots
 from peers import (CORACLE, DEADLINE, MEMORY_MIB, TOP, BenchError, Guest, Tap, command_line,
                    copy_root)
@@ -276,6 +277,16 @@ def pod_starts(ctx):
     return pods.measure(ctx, Row)
 
 
+def restore_qemu(ctx):
+    """Restore at three sizes, against QEMU with its RAM mapped from the file"""
+    return qemu_moves.restore(ctx, Row)
+
+
+def migrate_qemu(ctx):
+    """Migration over loopback: rate, downtime and memory, against QEMU, multifd too"""
+    return qemu_moves.migrate(ctx, Row)
+
+
 BENCHMARKS = {      # name: function, whether it wants a KVM that boots Linux
     "tiny": (tiny, False),
     "boot-pci": (lambda ctx: boot(ctx, "boot-pci"), True),
@@ -283,6 +294,8 @@ BENCHMARKS = {      # name: function, whether it wants a KVM that boots Linux
     "disk": (disk, True),
     "net": (net, True),
     "migrate": (migrate, False),
+    "restore-qemu": (restore_qemu, False),
+    "migrate-qemu": (migrate_qemu, False),
     "pods": (pod_starts, False),
     "restore": (restore, False),
     "snapshot": (snapshot, False),
@@ -294,6 +307,8 @@ ABOUT = {
     "disk": disk.__doc__,
     "net": net.__doc__,
     "migrate": migrate.__doc__,
+    "restore-qemu": restore_qemu.__doc__,
+    "migrate-qemu": migrate_qemu.__doc__,
     "pods": pod_starts.__doc__,
     "restore": restore.__doc__,
     "snapshot": snapshot.__doc__,

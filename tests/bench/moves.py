@@ -2,7 +2,7 @@
 
 A rate has two peers over the same loopback with as many streams, all of them in turn: iperf3, and the
 floor, which is a program that does nothing but move as much memory. Downtime and memory have no peer
-here but what is wanted; QEMU's are measured where QEMU runs (the lab).
+here but what is wanted; qemu_moves.py has QEMU's.
 
 Where this host is a guest itself its free memory may have nothing behind it, and then getting that is all
 that is measured: it is touched right before each.
@@ -89,6 +89,18 @@ class Peak:
         self.thread.join()
 
 
+@contextlib.contextmanager
+def peaks_of(processes, peaks):
+    """Append the MiB of each to @peaks; None: do not look"""
+    if peaks is None:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        watched = [stack.enter_context(Peak(p)) for p in processes]
+        yield
+    peaks.extend(peak.kib / 1024 for peak in watched)
+
+
 def move(ctx, *options, connections=1, pages=PAGES, pace=0, paused=False, inside=(), peaks=None):
     """What job-done says. The guest then has looked at all it had."""
     with tempfile.TemporaryDirectory(prefix="coracle-bench-", dir=ctx.scratch) as scratch:
@@ -102,11 +114,8 @@ def move(ctx, *options, connections=1, pages=PAGES, pace=0, paused=False, inside
             if paused:
                 here.ctl("pause")
             need(COPY, "touch", FREE_MIB)
-            with contextlib.ExitStack() as stack:
-                watched = [stack.enter_context(Peak(p)) for p in (here, there) if peaks is not None]
+            with peaks_of((here, there), peaks):
                 said = here.ctl("migrate", address, "--parallel", connections, "--json", *options)
-            if peaks is not None:
-                peaks.extend(peak.kib / 1024 for peak in watched)
             if paused:
                 there.ctl("resume")
             out, _ = there.process.communicate("x", timeout=DEADLINE)

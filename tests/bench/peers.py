@@ -113,7 +113,7 @@ def beside_guest_ram(pid, mib):
 class Guest:
     """Starts at once; `began` is when. kill() is the only end."""
 
-    def __init__(self, kind, argv, taps=()):
+    def __init__(self, kind, argv, taps=(), pass_fds=()):
         self.kind, self.argv = kind, argv
         if not shutil.which(argv[0]):
             raise BenchError(f"{argv[0]} is not there: run tools/setup lab")
@@ -121,7 +121,7 @@ class Guest:
         self.changed = threading.Condition()
         self.began = time.monotonic()
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT)
+                                        stderr=subprocess.STDOUT, pass_fds=pass_fds)
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
         self.seen = 0

@@ -36,6 +36,11 @@ def paused_at_entry(scratch, memory):
     return directory
 
 
+def restored(directory):
+    """The command that runs such a machine, and its status"""
+    return [CORACLE, "restore", directory, "--paused=off", "--quiet"], FIRST_STATUS
+
+
 def timed(commands, runs):
     """Milliseconds to the first output of each run of each command, which take turns."""
     argv = [BUILD / "starts", runs]
@@ -60,8 +65,7 @@ def restore(ctx, row):
         commands = []
         for memory in SIZES:
             directory = paused_at_entry(scratch, memory)
-            commands.append(([CORACLE, "restore", directory, "--paused=off", "--quiet"],
-                             FIRST_STATUS))
+            commands.append(restored(directory))
             commands.append(([BUILD / "floor", "chips", os.path.join(directory, "memory")], 0))
         ctx.say(f"restore: {runs} runs each of {len(commands)} commands")
         times = timed(commands, runs)

@@ -37,6 +37,8 @@ static bool pci_open(struct vdev *d, unsigned slot)
 
 static bool find_pci(struct vdev *d, unsigned id, unsigned nth)
 {
+	if (!acpi_table("MCFG"))
+		return false;
 	for (unsigned slot = 0; slot < 32; slot++)
 		if (pci_read(slot, 0, 4) == (0x10400000 + (id << 16) + 0x1af4) && !nth--)
 			return pci_open(d, slot);
