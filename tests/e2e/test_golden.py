@@ -5,11 +5,12 @@ processor that the guest has seen, the guest goes on, to its end.
 """
 import json
 import pathlib
+import socket
 import subprocess
 
 import pytest
 
-from coracle import PROGRAM, Coracle, check_host, verdicts, why_no_kvm
+from coracle import PROGRAM, TIMEOUT, Coracle, check_host, verdicts, why_no_kvm
 
 TOP = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = sorted(p for p in (TOP / "tests/golden").glob("v*/*") if p.is_dir())
@@ -80,6 +81,24 @@ def test_pci_goes_on(snapshot, tmp_path):
         m.send(b"x")
         assert m.wait() == 0, m.story()
         assert verdicts(m) == ["kept", "timer"]
+
+
+@pytest.mark.parametrize("snapshot", [p for p in GOLDEN if p.name == "console"], ids=names)
+def test_console_goes_on(snapshot, tmp_path):
+    with goes_on(snapshot, tmp_path, "--console", f"unix:{tmp_path}/c") as m:
+        assert m.call("info")["state"] == "paused"
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(TIMEOUT)
+            line.connect(f"{tmp_path}/c")
+            line.sendall(b"after.")
+            m.call("resume")
+            m.send(b"x")
+            seen = b""
+            while b"after." not in seen:
+                seen += line.recv(4096)
+        assert b"size 100x40\r\n" in seen
+        assert m.wait() == 0, m.story()
+        assert "done" in m.lines() and "fail" not in m.text()
 
 
 @pytest.mark.parametrize("snapshot", [p for p in GOLDEN if p.name == "mmio"], ids=names)

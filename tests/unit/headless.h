@@ -82,7 +82,7 @@ static inline int headless_build(struct headless *h, struct err *err)
 }
 
 /*
- * @mmio: transport; @read_only and @queues: of its disk "root" of 1 MiB with serial number "golden";
+ * @mmio: transport, and no virtio console; @read_only and @queues: of its disk "root" of 1 MiB with serial number "golden";
  * @net: with a NIC. 0 or -errno.
  */
 static inline int headless_begin(struct headless *h, bool mmio, bool read_only, const char *queues,
@@ -100,6 +100,7 @@ static inline int headless_begin(struct headless *h, bool mmio, bool read_only, 
 	if (headless_set(h, "kernel", "none") || headless_set(h, "memory", "2M") ||
 	    headless_set(h, "serial", "null") || headless_set(h, "disk", disk) ||
 	    headless_set(h, "transport", mmio ? "mmio" : "pci") ||
+	    (!mmio && headless_set(h, "console", "null")) ||
 	    headless_set(h, "testdev", testdev ? "on" : "off") || config_finish(&h->config, err))
 		return err_set(err, EINVAL, "configuration");
 	h->loop = loop_new(err);

@@ -138,6 +138,12 @@ static void v1_pci(void **state)
 	golden("tests/golden/v1/pci/state", false);
 }
 
+/* Made when the device came. */
+static void v1_console(void **state)
+{
+	golden("tests/golden/v1/console/state", false);
+}
+
 static void v1_mmio(void **state)
 {
 	golden("tests/golden/v1/mmio/state", true);
@@ -185,6 +191,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(v1_pci),
 		cmocka_unit_test(v1_mmio),
+		cmocka_unit_test(v1_console),
 		cmocka_unit_test(other_machines),
 	};
 
