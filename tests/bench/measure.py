@@ -287,6 +287,11 @@ def migrate_qemu(ctx):
     return qemu_moves.migrate(ctx, Row)
 
 
+def clones(ctx):
+    """20 machines of one snapshot: memory of each, beside what its guest wrote"""
+    return snapshots.clones(ctx, Row)
+
+
 BENCHMARKS = {      # name: function, whether it wants a KVM that boots Linux
     "tiny": (tiny, False),
     "boot-pci": (lambda ctx: boot(ctx, "boot-pci"), True),
@@ -299,6 +304,7 @@ BENCHMARKS = {      # name: function, whether it wants a KVM that boots Linux
     "pods": (pod_starts, False),
     "restore": (restore, False),
     "snapshot": (snapshot, False),
+    "clones": (clones, False),
 }
 ABOUT = {
     "tiny": tiny.__doc__,
@@ -312,6 +318,7 @@ ABOUT = {
     "pods": pod_starts.__doc__,
     "restore": restore.__doc__,
     "snapshot": snapshot.__doc__,
+    "clones": clones.__doc__,
 }
 
 

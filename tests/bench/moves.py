@@ -45,11 +45,11 @@ def need(*command):
 class Process:
     """A machine's; the guest writes all over its pages from "ready" until it gets a byte."""
 
-    def __init__(self, scratch, *args, inside=()):
+    def __init__(self, scratch, *args, command="run", inside=()):
         self.socket = os.path.join(scratch, f"{id(self)}.sock")
         self.inside = inside
         self.process = subprocess.Popen(
-            [*inside, CORACLE, "run", *map(str, args), "--serial", "stdio", "--control",
+            [*inside, CORACLE, command, *map(str, args), "--serial", "stdio", "--control",
              self.socket],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

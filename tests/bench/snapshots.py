@@ -8,6 +8,7 @@ page cache: they were just written.
 """
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -72,6 +73,50 @@ def restore(ctx, row):
     return [row("restore", f"restore, {memory}: start to the guest's first output", "ms", True,
                 "bare KVM program, same file", times[2 * i], times[2 * i + 1])
             for i, memory in enumerate(SIZES)]
+
+
+CLONES = 20
+CLONE_PAGES = 40000     # of 4 KiB, in the snapshot; each clone writes to some before it is paused
+
+
+def smaps(pid):
+    """(path, {name: MiB}) of each mapping of a process."""
+    with open(f"/proc/{pid}/smaps", encoding="utf-8") as f:
+        for text in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", f.read()):
+            yield text.split("\n")[0], {name: int(kib) / 1024 for name, kib in
+                                        re.findall(r"^(\w+): +(\d+) kB", text, re.M)}
+
+
+def clones(ctx, row):
+    with tempfile.TemporaryDirectory(dir=ctx.scratch) as scratch:
+        directory = os.path.join(scratch, "snapshot")
+        first = Process(scratch, "--kernel", GUEST, "--memory", "256M", "--cmdline",
+                        f"pages={CLONE_PAGES} depth=0")
+        all_of_them = []
+        try:
+            first.until(first.process.stdout, "ready")
+            first.ctl("snapshot", directory, "--stop")
+            ctx.say(f"clones: {CLONES} of 256 MiB")
+            for _ in range(CLONES):
+                all_of_them.append(Process(scratch, directory, command="restore"))
+                all_of_them[-1].until(all_of_them[-1].process.stderr, "go on")
+            time.sleep(1)
+            for clone in all_of_them:
+                clone.ctl("pause")
+            whole, own, beside = [], [], []
+            for clone in all_of_them:
+                maps = list(smaps(clone.process.pid))
+                ram = [sizes for path, sizes in maps if path.endswith("/snapshot/memory")]
+                whole.append(sum(sizes.get("Pss", 0) for _, sizes in maps))
+                own.append(sum(sizes["Private_Dirty"] for sizes in ram))
+                beside.append(whole[-1] - sum(sizes["Pss"] for sizes in ram))
+        finally:
+            for machine in [first, *all_of_them]:
+                machine.close()
+    return [row("clones", f"{CLONES} clones of 256 MiB: memory of each", "MiB", True,
+                "pages its guest wrote", whole, own),
+            row("clones", f"{CLONES} clones: memory of each beside guest RAM", "MiB", True,
+                "8 MiB wanted", beside, [8.0] * CLONES)]
 
 
 def seconds(*argv):

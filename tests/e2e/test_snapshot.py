@@ -15,7 +15,8 @@ import sys
 
 import pytest
 
-from coracle import PROGRAM, TIMEOUT, Coracle, check_host, console_says, guest, verdicts, why_no_kvm
+from coracle import (PROGRAM, TIMEOUT, Coracle, ControlError, check_host, console_says, guest, verdicts,
+                     why_no_kvm)
 
 WHY_NOT = why_no_kvm()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
@@ -381,6 +382,38 @@ def test_refused_disk_size(snapshot, tmp_path):
     assert str(2 * MIB) in message and str(MIB) in message and "root" in message
 
 
+def test_refused_disk_in_use(tmp_path):
+    """A clone that was not given a disk of its own, while the first has it."""
+    disk = make_disk(tmp_path / "disk", 1 * MIB)
+    with Coracle("--kernel", guest("hello"), "--memory", "4M", "--cmdline", "echo", "--disk",
+                 f"{disk},id=root") as m:
+        m.line("ready")
+        m.snapshot(tmp_path / "snapshot", "--stop")
+        assert m.wait() == 0
+    with Coracle(tmp_path / "snapshot", command="restore") as m:
+        m.call("info")
+        message = refused(tmp_path / "snapshot")
+        assert str(disk) in message and "in use" in message, message
+        m.send(b"mine.")
+        m.line("mine")
+        assert m.wait() == 0
+
+
+def test_refused_processor(snapshot, tmp_path):
+    """The guest has seen what this host's processor lacks: named, as far as it has a name."""
+    def every_feature(table):
+        fields = dict(table_fields(table))
+        count = struct.unpack("<I", fields[1])[0]
+        function = struct.unpack(f"<{count}I", fields[2].ljust(4 * count, b"\0"))
+        edx = list(struct.unpack(f"<{count}I", fields[8].ljust(4 * count, b"\0")))
+        edx[function.index(7)] = 0xffffffff
+        return set_field(table, 8, struct.pack(f"<{count}I", *edx)[:len(fields[8])])
+
+    found = sections((snapshot / "state").read_bytes())
+    message = refused(copy_of(snapshot, tmp_path, rebuilt(edit(found, 3, b"", every_feature))))
+    assert "lacks" in message and "CPUID 0x7.0 edx bit" in message, message
+
+
 def test_refused_absent_tap(network_namespace, tmp_path):
     with Coracle("--kernel", guest("hello"), "--memory", "4M", "--cmdline", "echo",
                  "--net", "kit0,id=n0", prefix=network_namespace) as m:
@@ -502,15 +535,23 @@ def edit(found, kind, name, change):
     return [(k, f, n, change(p) if (k, n) == (kind, name) else p) for k, f, n, p, *_ in found]
 
 
-def set_field(payload, field, value):
-    """In a table's bytes, the field with this id."""
+def table_fields(payload):
+    """(id, bytes) of each field in a table's bytes."""
     at = 0
     while at < len(payload):
         number, _, length = struct.unpack_from("<HHI", payload, at)
-        if number == field:
-            assert length == len(value)
-            return payload[:at + 8] + value + payload[at + 8 + length:]
+        yield number, payload[at + 8:at + 8 + length]
         at += 8 + length
+
+
+def set_field(payload, field, value):
+    """In a table's bytes, the field with this id."""
+    at = 0
+    for number, old in table_fields(payload):
+        if number == field:
+            assert len(old) == len(value)
+            return payload[:at + 8] + value + payload[at + 8 + len(old):]
+        at += 8 + len(old)
     raise KeyError(field)
 
 
@@ -665,34 +706,82 @@ def test_disk_full(tmp_path, stop):
         subprocess.run(["umount", str(mount)], check=True)
 
 
-def test_interrupted(tmp_path):
-    """Ctrl-C in the command: nothing is left and the machine works on."""
-    with Coracle("--kernel", guest("churn"), "--memory", "1G", "--hugepages", "off",
-                 "--cmdline", "pages=512") as m:
+BUSY = ("--kernel", guest("churn"), "--memory", "160M", "--hugepages", "off", "--cmdline",
+        "pages=32768 depth=0")
+TRIES = 20
+
+
+def disturbed(m, directory, disturb):
+    """Begin a snapshot and disturb(command, machine) once RAM is being written. The command's exit
+    status and words; None: it was done sooner, and is away again.
+    """
+    with subprocess.Popen([PROGRAM, "ctl", m.socket_path, "snapshot", directory, "--json"],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        event = json.loads(p.stdout.readline())
+        assert event["method"] == "job-progress" and event["params"]["total"] == 160 * MIB
+        disturb(p, m)
+        _, said = p.communicate(timeout=TIMEOUT)
+    if not directory.exists():
+        return p.returncode, said
+    shutil.rmtree(directory)
+    return None
+
+
+def cancel(_, m):
+    try:
+        m.call("cancel")
+    except ControlError as e:
+        assert "nothing to cancel" in str(e) or "no longer" in str(e)
+
+
+@pytest.mark.parametrize("how,status,words", [
+    ("ctrl-c", 1, "interrupted"), ("cancel", 1, "cancelled"), ("kill", -signal.SIGKILL, "")])
+def test_interrupted(how, status, words, tmp_path):
+    """Ctrl-C in the command, its death, another client's word: no snapshot, the machine works on."""
+    disturb = {"ctrl-c": lambda p, _: p.send_signal(signal.SIGINT), "cancel": cancel,
+               "kill": lambda p, _: p.kill()}[how]
+    with Coracle(*BUSY) as m:
         m.line("ready")
-        with subprocess.Popen([PROGRAM, "ctl", m.socket_path, "snapshot", tmp_path / "snapshot",
-                               "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
-            event = json.loads(p.stdout.readline())
-            assert event["method"] == "job-progress" and event["params"]["total"] == 1024 * MIB
-            p.send_signal(signal.SIGINT)
-            assert p.wait(TIMEOUT) == 1
+        for _ in range(TRIES):
+            seen = disturbed(m, tmp_path / "snapshot", disturb)
+            if seen:
+                break
+        assert seen and seen[0] == status and words in seen[1], seen
+        if how == "kill":   # nobody is left to clean up, but its name says what it is
+            left = [tmp_path / name for name in leftovers(tmp_path)]
+            assert len(left) == 1
+            shutil.rmtree(left[0])
         assert os.listdir(tmp_path) == []
         assert m.call("info")["state"] == "running"
+        while m.call("info")["job"]:
+            pass
+        m.snapshot(tmp_path / "snapshot")   # nothing is in the way of the next
+        churned(m)
+    with Coracle(tmp_path / "snapshot", command="restore") as m:
         churned(m)
 
 
-def test_killed_machine(tmp_path):
-    """The machine dies in the middle: the command says so and leaves nothing."""
-    with Coracle("--kernel", guest("churn"), "--memory", "1G", "--hugepages", "off",
-                 "--cmdline", "pages=512") as m:
-        m.line("ready")
-        with subprocess.Popen([PROGRAM, "ctl", m.socket_path, "snapshot", tmp_path / "snapshot",
-                               "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
-            assert p.stdout.readline()
-            m.process.kill()
-            assert p.wait(TIMEOUT) == 1
-            assert b"ended" in p.stderr.read()
-        assert os.listdir(tmp_path) == []
+@pytest.mark.parametrize("both", [False, True])
+def test_killed_machine(both, tmp_path):
+    """The machine dies in the middle, or both do: nothing bears the name; what is left is refused."""
+    def disturb(p, m):
+        m.process.kill()
+        if both:
+            p.kill()
+
+    for _ in range(TRIES):
+        with Coracle(*BUSY) as m:
+            m.line("ready")
+            seen = disturbed(m, tmp_path / "snapshot", disturb)
+        if seen:
+            break
+    assert seen and seen[0] == (-signal.SIGKILL if both else 1), seen
+    assert both or "ended" in seen[1]
+    assert len(os.listdir(tmp_path)) == len(leftovers(tmp_path)) == int(both)
+    for name in leftovers(tmp_path):    # it may have been whole, and only its name was not yet
+        done = subprocess.run([PROGRAM, "inspect", tmp_path / name], capture_output=True, text=True,
+                              check=False)
+        assert done.returncode == 0 or "it ends " in done.stderr, done
 
 
 # ---- inspect ----
