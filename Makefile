@@ -32,6 +32,9 @@ CFLAGS_release := -O2 -g -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fPIE
 LDFLAGS_release := -pie -Wl,-z,relro,-z,now,--as-needed
 CFLAGS_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 	-fno-omit-frame-pointer
+# Programs that need no libraries, for nodes of any distribution (k8s-shim/deploy).
+CFLAGS_static := $(CFLAGS_release)
+LDFLAGS_static := $(LDFLAGS_release) -static-pie
 LDFLAGS_asan := -fsanitize=address,undefined
 # TSan knows no stand-alone fences. Ours stand between atomic accesses only, which it follows anyway.
 CFLAGS_tsan := -O1 -g -fsanitize=thread -Wno-tsan
@@ -70,7 +73,7 @@ LINK_LIBS := $(call group,$(LIB_FILES))
 UNIT := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(wildcard tests/unit/test_*.c))
 FUZZ := $(patsubst tests/fuzz/%.c,build/fuzz/tests/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 
-all: $(B)/coracle $(B)/$(SHIM) ## build ./build/release/coracle and the shim (V=asan, V=tsan for the others)
+all: $(B)/coracle $(B)/$(SHIM) ## build ./build/release/coracle and the shim (V=asan, V=tsan, V=static for the others)
 
 $(B)/%.o: %.c
 	@mkdir -p $(@D)

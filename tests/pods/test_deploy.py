@@ -1,53 +1,166 @@
 """test_deploy.py - the node installer and what it installs"""
 import json
+import os
 import pathlib
 import re
 import subprocess
 
 import pytest
 
-from node import BUILD, SHIM, TOP, why_not
+from cri import Refused
+from node import BUILD, SHIM, TOP, Node, Pod, why_not
 
 DEPLOY = TOP / "k8s-shim/deploy"
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
-def install(root, *args):
-    return subprocess.run([DEPLOY / "install-node", "--root", root, *args], check=True,
+def install(root, *args, check=True):
+    run = subprocess.run([DEPLOY / "install-node", "--root", root, *args], check=False,
+                         capture_output=True, text=True)
+    assert not check or run.returncode == 0, run.stderr
+    return run.stdout if check else run.stderr
+
+
+def dump(config):
+    """What containerd makes of it."""
+    return subprocess.run(["containerd", "--config", config, "config", "dump"], check=True,
                           capture_output=True, text=True).stdout
 
 
+def runtimes(text):
+    return re.findall(r"\.runtimes\.([^].]+)\]$", text, re.M)
+
+
+@pytest.fixture(name="config")
+def fixture_config(tmp_path):
+    """write(text) the node's configuration of containerd; its path."""
+    def write(text):
+        path = tmp_path / "etc/containerd/config.toml"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        path.chmod(0o640)
+        return path
+
+    return write
+
+
+# As Debian's package has it.
+DEBIAN = """\
+version = 2
+
+[plugins]
+  [plugins."io.containerd.grpc.v1.cri"]
+    [plugins."io.containerd.grpc.v1.cri".cni]
+      bin_dir = "/usr/lib/cni"
+      conf_dir = "/etc/cni/net.d"
+  [plugins."io.containerd.internal.v1.opt"]
+    path = "/var/lib/containerd"
+"""
+
+
 def test_a_node_of_its_own(tmp_path):
-    assert "restart containerd" in install(tmp_path)
+    restarts = tmp_path / "restarts"
+    args = ("--restart", f"echo once >>{restarts}")
+    install(tmp_path, *args)
     assert (tmp_path / "usr/local/bin" / SHIM).read_bytes() == (TOP / "build/release" /
                                                                 SHIM).read_bytes()
     config = tmp_path / "etc/containerd/config.toml"
     first = config.read_text()
-    dump = subprocess.run(["containerd", "--config", config, "config", "dump"], check=True,
-                          capture_output=True, text=True).stdout
-    assert 'runtime_type = "io.containerd.coracle.v2"' in dump
-    assert 'pod_annotations = ["vm.coracle.dev/*"]' in dump
-    assert 'ConfigPath = "/etc/coracle/coracle.json"' in dump
-    assert install(tmp_path) == ""  # again: nothing to restart for
+    text = dump(config)
+    assert 'runtime_type = "io.containerd.coracle.v2"' in text
+    assert 'pod_annotations = ["vm.coracle.dev/*"]' in text
+    assert 'ConfigPath = "/etc/coracle/coracle.json"' in text
+    assert install(tmp_path, *args) == ""  # again: nothing to restart for
     assert config.read_text() == first
+    assert restarts.read_text() == "once\n"
     json.loads((tmp_path / "etc/coracle/coracle.json").read_text())
 
 
-def test_a_node_that_is_configured(tmp_path):
-    config = tmp_path / "etc/containerd/config.toml"
-    config.parent.mkdir(parents=True)
-    config.write_text('version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd]\n'
-                      '  snapshotter = "native"\n')
+@pytest.mark.parametrize("text", [DEBIAN, DEBIAN.rstrip("\n"), 'version=2\n[plugins."io.containerd'
+                                  '.grpc.v1.cri".containerd]\n  snapshotter = "native"\n'])
+def test_there_and_back(tmp_path, config, text):
+    """What a node has already stays as it is, and is as it was at the end."""
+    path = config(text)
     own = tmp_path / "etc/coracle/coracle.json"
     own.parent.mkdir()
     own.write_text('{"cpus-max": 2}')
-    install(tmp_path)
-    dump = subprocess.run(["containerd", "--config", config, "config", "dump"], check=True,
-                          capture_output=True, text=True).stdout
-    assert 'snapshotter = "native"' in dump and "io.containerd.coracle.v2" in dump
+    before = dump(path)
+    assert "restart containerd" in install(tmp_path)
+    after = dump(path)
+    assert "io.containerd.coracle.v2" in after
+    assert set(runtimes(before)) | {"coracle"} == set(runtimes(after)) and "runc" in runtimes(after)
+    assert ('snapshotter = "native"' in after) == ('snapshotter = "native"' in before)
+    assert path.stat().st_mode & 0o777 == 0o640
+    pod = tmp_path / "run/coracle/pods/some"
+    pod.mkdir(parents=True)
+    assert "1 machines of pods run" in install(tmp_path, "--uninstall", check=False)
+    pod.rmdir()
+    assert "restart containerd" in install(tmp_path, "--uninstall")
+    assert path.read_text().rstrip("\n") == text.rstrip("\n")
+    assert not list((tmp_path / "usr/local/bin").iterdir())
     assert own.read_text() == '{"cpus-max": 2}'
-    install(tmp_path, "--uninstall")
-    assert not (tmp_path / "usr/local/bin" / SHIM).exists()
+    assert install(tmp_path, "--uninstall") == ""
+
+
+def test_another_place_and_another_version(tmp_path, config):
+    """containerd 2 names its part for Kubernetes differently."""
+    path = config("version = 3\n")
+    install(tmp_path, "--config", "/etc/containerd/config.toml")
+    text = path.read_text()
+    assert "[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.coracle]" in text
+    assert "grpc.v1.cri" not in text
+
+
+@pytest.mark.parametrize("text,sentence", [
+    ('disabled_plugins = ["io.containerd.grpc.v1.cri"]\nversion = 2\n', "take it out of there"),
+    ("[grpc]\n", "it is of version 1, not 2 or 3"),
+    ("version = 2\n[plugins\n", "could not read it"),
+    ('version = 2\n[plugins."io.containerd.grpc.v1.cri"]\n  containerd = "x"\n', "could not read it"),
+])
+def test_nodes_that_do_not_do(tmp_path, config, text, sentence):
+    path = config(text)
+    assert sentence in install(tmp_path, "--restart", f"touch {tmp_path}/restarted", check=False)
+    assert path.read_text() == text
+    assert [p.name for p in path.parent.iterdir()] == ["config.toml"]
+    assert not (tmp_path / "restarted").exists()
+
+
+def test_programs_that_do_not_run(tmp_path):
+    """Built for another distribution: the node's libraries are others."""
+    old = tmp_path / "usr/local/bin" / SHIM
+    for path in (old, tmp_path / "bin/sh"):
+        path.parent.mkdir(parents=True)
+        path.write_text("old")
+    assert "do not run on this node (make V=static" in install(tmp_path, check=False)
+    assert old.read_text() == "old" and [p.name for p in old.parent.iterdir()] == [SHIM]
+
+
+def test_pods_run_on_it(tmp_path):
+    """A real containerd, running, with pods of it, is told by the installer and restarted."""
+    node = Node(cmdline="exit=halt")
+    try:
+        path = node.dir / "config.toml"
+        lines = path.read_text().splitlines(keepends=True)
+        cut = next(i for i, line in enumerate(lines) if ".runtimes.coracle]" in line)
+        path.write_text("".join(lines[:cut]).replace('default_runtime_name = "coracle"\n', ""))
+        node.kill()
+        node.start()
+        with pytest.raises(Refused, match='no runtime for "coracle"'):
+            Pod(node).run()
+        said = install(tmp_path, "--config", "/" + os.path.relpath(path, tmp_path), "--restart", "true")
+        assert said == "install-node: true\n"
+        assert runtimes(dump(path)) == ["coracle", "runc"]
+        path.write_text(path.read_text().replace("/etc/coracle/coracle.json",
+                                                 str(node.dir / "coracle.json")))
+        node.kill()
+        node.start()
+        (tmp_path / "disk.raw").write_bytes(bytes(1 << 20))
+        pod = Pod(node).run().start(mounts=[("/disk", str(tmp_path))])
+        pod.line("done")
+        pod.remove()
+        node.check_clean()
+    finally:
+        node.close()
 
 
 def test_manual_page_names_every_key():
