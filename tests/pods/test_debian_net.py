@@ -16,11 +16,11 @@ from debian import Debian, scratch_dir, why_not
 from podlab import TIMEOUT, Lab, podnet, run
 from test_net import (fixture_lab, test_calico, test_classifier, test_close_restores,
                       test_dhcp_stays_on_the_tap, test_killed, test_machines_on_one_parent,
-                      test_network, test_stack_is_silent)
+                      test_network, test_stack_is_silent, test_two_ipvlan_links)
 
 __all__ = ("fixture_lab", "test_calico", "test_classifier", "test_close_restores",
            "test_dhcp_stays_on_the_tap", "test_killed", "test_machines_on_one_parent",
-           "test_network", "test_stack_is_silent")
+           "test_network", "test_stack_is_silent", "test_two_ipvlan_links")
 
 WHY_NOT = why_not() or test_net.WHY_NOT
 pytestmark = [pytest.mark.debian, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]

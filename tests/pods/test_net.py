@@ -239,6 +239,25 @@ def test_two_interfaces(lab):
 
 
 @with_kvm
+def test_two_ipvlan_links(lab):
+    """On one parent: two NICs with its MAC address, each with its own link's frames."""
+    pod = lab.pod()
+    peer = ipvlan(lab, pod)
+    pod.add({"type": "ipvlan", "master": "parent", "mode": "l2", "ipam": {
+        "type": "static", "addresses": [{"address": "10.64.0.2/24"}]}}, "net1")
+    peer("ip", "addr", "add", "10.64.0.1/24", "dev", "eth0")
+    with Kit(pod, nics=2) as m:
+        m.up()
+        assert m.mac_and_mtu(0)[0] == m.mac_and_mtu(1)[0] == lab.node.link("parent")["address"]
+        assert m.facts("dhcp", 1)["addr"] == "10.64.0.2"
+        for address in (pod.address(), "10.64.0.2"):
+            run(*peer.prefix, "ping", "-c", "2", "-i", "0.2", "-W", TIMEOUT, address)
+        m.ping("10.63.0.1", nic=0)
+        m.ping("10.64.0.1", nic=1)
+        m.quit()
+
+
+@with_kvm
 @pytest.mark.parametrize("network", ["macvlan", "ipvlan-l2", "ipvlan-l3"])
 def test_machines_on_one_parent(lab, network):
     """A machine and an ordinary container, and two machines, talk past the parent link."""
