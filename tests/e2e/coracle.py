@@ -67,10 +67,14 @@ class Reader(threading.Thread):
         self.changed = threading.Condition()
         self.start()
 
+    def read(self):
+        """The next piece; nothing at the end."""
+        return os.read(self.pipe.fileno(), 65536)
+
     def run(self):
         while True:
             try:
-                piece = os.read(self.pipe.fileno(), 65536)
+                piece = self.read()
             except OSError:     # a terminal's other end is gone
                 piece = b""
             with self.changed:

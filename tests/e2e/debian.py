@@ -106,19 +106,28 @@ class Shell:
         return match
 
     def prompt(self, timeout):
-        """From a shell that has just started to one that says nothing but what commands say."""
+        """As quiet(), of a shell that is about to start."""
         self.wait_for(r"[#$] $", timeout)
+        self.quiet(timeout)
+
+    def quiet(self, timeout):
+        """From a shell at its prompt to one that says nothing but what commands say."""
         # dash edits no lines. The echo of this has "ready" in quotes; what it prints has not.
         self.send(b"stty -echo; dmesg -n 1; LC_ALL=C PS1= PS2= exec dash -c "
                   b"\"echo shell' 'ready; exec dash -i +m\"\n")
         self.wait_for(r"shell ready\r?\n", timeout)
 
-    def login(self, timeout=BOOT):
+    def log_in(self, timeout=BOOT):
+        """Up to the login shell's prompt."""
         self.wait_for(r"login: $", timeout)
         self.send(b"root\n")
         self.wait_for(r"Password: $", timeout)
         self.send(PASSWORD.encode() + b"\n")
-        self.prompt(timeout)
+        self.wait_for(r"[#$] $", timeout)
+
+    def login(self, timeout=BOOT):
+        self.log_in(timeout)
+        self.quiet(timeout)
 
     def start(self, command):
         """Start a command; finish() is its other half."""

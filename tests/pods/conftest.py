@@ -35,8 +35,7 @@ def pods(node, device):  # disks outlive pods
     yield make
     for pod in made:
         pod.remove()
-    node.configure(kernel=str(nodes.guest("hello")), cmdline="", annotations=None, initrd=None,
-                   console=None)
+    node.reset()
     node.check_clean()
 
 

@@ -104,29 +104,32 @@ def why_not():
 
 
 class Node:
-    def __init__(self, prefix=(), pause=b"", attachments=(), **config):
+    def __init__(self, prefix=(), pause=b"", attachments=(), bridge=None, six=False, **config):
         """prefix: a command that becomes containerd. pause: the program of ordinary pods' sandboxes,
         if there are to be such. attachments: what each pod has beside eth0, as Multus' users write it.
-        config: of the node's coracle.json."""
+        bridge: more keys for eth0's plugin; six: with IPv6. config: of the node's coracle.json."""
         self.prefix = prefix
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="coracle-pods-"))
         self.name = "ct" + uuid.uuid4().hex[:6]  # of the bridge and the cgroup
         # Another run of the tests may be on this host: its bridge must not have our addresses.
         a, b = uuid.uuid4().bytes[:2]
         self.subnet = f"10.{128 + a % 64}.{b}.0/24"
+        subnets = [self.subnet] + ([f"fd00:{a:x}:{b:x}::/64"] if six else [])
         self.process = self.cri = None
         self.shim = BUILD / SHIM
         self.images, self.disks = set(), set()
-        self.config = {"vmm": str(BUILD / "coracle"), "kernel": str(guest("hello")),
-                       "memory": "64M", "log-level": "debug", **config}
+        if "kernel" not in config:
+            config["kernel"] = str(guest("hello"))
+        self.config = {"vmm": str(BUILD / "coracle"), "memory": "64M", "log-level": "debug",
+                       **config}
+        self.first = dict(self.config)
         (self.dir / "cni").mkdir()
         self.configure()
         (self.dir / "bin").mkdir()
         for plugin in [*CNI.iterdir(), TOP / "tests/pods/multus"]:
             (self.dir / "bin" / plugin.name).symlink_to(plugin)
-        eth0 = {"type": "bridge", "bridge": self.name, "isGateway": True,
-                "ipam": {"type": "host-local", "dataDir": f"{self.dir}/ipam",
-                         "ranges": [[{"subnet": self.subnet}]], "routes": [{"dst": "0.0.0.0/0"}]}}
+        eth0 = {"type": "bridge", "bridge": self.name, "isGateway": True, **(bridge or {}),
+                "ipam": self.ipam(*subnets)}
         self.network("10-pods", {"type": "multus", "delegates": [eth0, *attachments]}
                      if attachments else eth0)
         (self.dir / "config.toml").write_text(CONFIG.format(dir=self.dir))
@@ -142,6 +145,17 @@ class Node:
         self.config.update(changes)
         (self.dir / "coracle.json").write_text(
             json.dumps({k: v for k, v in self.config.items() if v is not None}))
+
+    def reset(self):
+        """The configuration the node had at first."""
+        self.config = dict(self.first)
+        self.configure()
+
+    def ipam(self, *subnets):
+        """host-local, with its leases in the node's directory."""
+        routes = [{"dst": "::/0" if ":" in s else "0.0.0.0/0"} for s in subnets]
+        return {"type": "host-local", "dataDir": f"{self.dir}/ipam", "routes": routes,
+                "ranges": [[{"subnet": s}] for s in subnets]}
 
     def network(self, name, *plugins):
         (self.dir / "cni" / f"{name}.conflist").write_text(json.dumps(
@@ -384,6 +398,19 @@ class Pod:
 
     def ip(self):
         return self.node.cri("PodSandboxStatus", pod_sandbox_id=self.id).status.network.ip
+
+    def netns(self):
+        """The path of its network namespace."""
+        info = json.loads(self.node.cri("PodSandboxStatus", pod_sandbox_id=self.id,
+                                        verbose=True).info["info"])
+        return next(n["path"] for n in info["runtimeSpec"]["linux"]["namespaces"]
+                    if n["type"] == "network")
+
+    def ip_json(self, *args):
+        """`ip -j` in its network namespace, where the links are that the guest has as NICs."""
+        return json.loads(subprocess.run(
+            ["nsenter", f"--net={self.netns()}", "ip", "-j", *args], check=True, timeout=TIMEOUT,
+            capture_output=True, text=True).stdout)
 
     def create(self, devices=(), image="coracle.test/vm:1", memory=None, cpus=None, mounts=(),
                **config):

@@ -1,5 +1,6 @@
 """stream.py - attach to a container as kubectl does: a WebSocket with one byte of channel a message"""
 import base64
+import contextlib
 import os
 import socket
 import struct
@@ -63,4 +64,6 @@ class Attached:
         self.socket.sendall(b"\x82" + size + mask + body)
 
     def close(self):
+        with contextlib.suppress(OSError):  # the other end may have gone
+            self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
