@@ -152,6 +152,9 @@ endif
 demo: ## boot a Debian guest to a login (without a terminal: log in, show the machine, power off)
 	@tools/demo
 
+demo-pod: ## run a pod that is a Debian machine, on a containerd of its own, from creation to deletion
+	@tools/demo --pod
+
 check: ## set everything up and pass all tests; the last line counts them
 	@command -v $(PYTHON) >/dev/null || tools/setup test # which is written in Python
 	@tests/check
@@ -236,6 +239,6 @@ include tests/guest/guest.mk
 
 -include $(shell test -d build && find build -name '*.d')
 
-.PHONY: all objects pod-tools unit unit-bins fuzz fuzz-bins demo check bench bench-bins lab layers \
+.PHONY: all objects pod-tools unit unit-bins fuzz fuzz-bins demo demo-pod check bench bench-bins lab layers \
 	lint format man completion install help clean
 .SECONDARY:
