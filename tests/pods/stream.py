@@ -16,7 +16,7 @@ class Attached:
             f"GET {u.path} HTTP/1.1\r\nHost: {u.netloc}\r\nUpgrade: websocket\r\n"
             f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
             "Sec-WebSocket-Protocol: v4.channel.k8s.io\r\n\r\n".encode())
-        self.buffer = b""
+        self.buffer = self.ahead = b""
         while b"\r\n\r\n" not in self.buffer:
             self._more()
         head, self.buffer = self.buffer.split(b"\r\n\r\n", 1)
@@ -48,12 +48,15 @@ class Attached:
         return (payload[0], payload[1:]) if payload else (1, b"")
 
     def read_until(self, text):
-        seen = b""
+        """All up to the text and with it; what came after it is for the next call."""
+        seen = self.ahead
         while text not in seen:
             channel, piece = self.read()
             assert channel != 3, piece
             seen += piece
-        return seen
+        end = seen.index(text) + len(text)
+        self.ahead = seen[end:]
+        return seen[:end]
 
     def write(self, data, channel=0):
         payload = bytes([channel]) + data
