@@ -15,8 +15,8 @@ import moves
 import pods
 import qemu_moves
 import snapshots
-from peers import (CORACLE, DEADLINE, MEMORY_MIB, TOP, BenchError, Guest, Tap, command_line,
-                   copy_root)
+from peers import (BOOT_LINE, CORACLE, DEADLINE, MEMORY_MIB, TOP, BenchError, Guest, Tap, command_line,
+                   copy_root, received)
 
 GUESTS = TOP / "build/guest"
 BUILD = TOP / "build/bench"
@@ -89,8 +89,6 @@ def tiny(ctx):
 
 # ---- Debian: start and memory ----
 
-# "quiet" would silence the initramfs too, and its first line is the first one of user space.
-BOOT_LINE = "console=ttyS0 root=/dev/vda rw loglevel=3 systemd.show_status=0"
 PAIRS = {"boot-pci": ("pci", "q35"), "boot-mmio": ("mmio", "microvm")}
 
 
@@ -200,10 +198,7 @@ def link_up(guest, tap):
 def iperf(guest, tap, port, reverse):
     """Mbit/s that arrived"""
     out = guest.sh(f"iperf3 -c {tap.host} -p {port} -t {IPERF_SECONDS} -f m {'-R' if reverse else ''}")
-    found = re.search(r"([\d.]+) Mbits/sec +receiver", out)
-    if not found:
-        raise BenchError(f"{guest.kind}: iperf3 says: {out}")
-    return float(found[1])
+    return received(guest.kind, out)
 
 
 def round_trip(guest, tap):
@@ -292,19 +287,25 @@ def clones(ctx):
     return snapshots.clones(ctx, Row)
 
 
+def pod_debian(ctx):
+    """A Debian pod: start to login, against QEMU; iperf3, against runc; its control group's memory"""
+    return pods.debian(ctx, Row)
+
+
 BENCHMARKS = {      # name: function, whether it wants a KVM that boots Linux
     "tiny": (tiny, False),
     "boot-pci": (lambda ctx: boot(ctx, "boot-pci"), True),
     "boot-mmio": (lambda ctx: boot(ctx, "boot-mmio"), True),
     "disk": (disk, True),
     "net": (net, True),
-    "migrate": (migrate, False),
-    "restore-qemu": (restore_qemu, False),
-    "migrate-qemu": (migrate_qemu, False),
     "pods": (pod_starts, False),
+    "pod-debian": (pod_debian, True),
     "restore": (restore, False),
+    "restore-qemu": (restore_qemu, False),
     "snapshot": (snapshot, False),
     "clones": (clones, False),
+    "migrate": (migrate, False),
+    "migrate-qemu": (migrate_qemu, False),
 }
 ABOUT = {
     "tiny": tiny.__doc__,
@@ -312,13 +313,14 @@ ABOUT = {
     "boot-mmio": "the same on virtio-mmio, against QEMU microvm",
     "disk": disk.__doc__,
     "net": net.__doc__,
-    "migrate": migrate.__doc__,
-    "restore-qemu": restore_qemu.__doc__,
-    "migrate-qemu": migrate_qemu.__doc__,
     "pods": pod_starts.__doc__,
+    "pod-debian": pod_debian.__doc__,
     "restore": restore.__doc__,
+    "restore-qemu": restore_qemu.__doc__,
     "snapshot": snapshot.__doc__,
     "clones": clones.__doc__,
+    "migrate": migrate.__doc__,
+    "migrate-qemu": migrate_qemu.__doc__,
 }
 
 

@@ -17,6 +17,8 @@ CORACLE = str(TOP / "build/release/coracle")
 QEMU = "qemu-system-x86_64"
 IMAGE = TOP / "cache/guest"
 MEMORY_MIB = 512
+# "quiet" would silence the initramfs too, and its first line is the first one of user space.
+BOOT_LINE = "console=ttyS0 root=/dev/vda rw loglevel=3 systemd.show_status=0"
 DEADLINE = 600      # seconds: to the login prompt; something hangs then
 COMMAND = 240       # seconds: a command in the guest
 
@@ -82,6 +84,14 @@ def command_line(kind, cmdline, disks, taps=()):
     return make(kind, cmdline, disks, taps)
 
 
+def received(kind, said):
+    """Mbit/s that arrived, from what an iperf3 client says with -f m"""
+    found = re.search(r"([\d.]+) Mbits/sec +receiver", said)
+    if not found:
+        raise BenchError(f"{kind}: iperf3 says: {said}")
+    return float(found[1])
+
+
 def copy_root(path):
     run = subprocess.run(["cp", "--sparse=always", "--reflink=auto", IMAGE / "root.ext4", path],
                          check=False)
@@ -90,8 +100,8 @@ def copy_root(path):
     return str(path)
 
 
-def beside_guest_ram(pid, mib):
-    """KiB of a VMM's PSS that are not its guest's RAM, a mapping of @mib or more"""
+def guest_ram(pid, mib):
+    """KiB of a VMM's PSS, its guest's RAM, a mapping of @mib or more, and what is beside it"""
     mappings = []
     with open(f"/proc/{pid}/smaps", encoding="utf-8") as f:
         for line in f:
@@ -107,7 +117,11 @@ def beside_guest_ram(pid, mib):
     ram = [m["pss"] for m in mappings if m["end"] - m["begin"] >= mib << 20]
     if not ram:
         raise BenchError(f"process {pid}: no mapping of {mib} MiB in its smaps")
-    return sum(m["pss"] for m in mappings) - max(ram)
+    return max(ram), sum(m["pss"] for m in mappings) - max(ram)
+
+
+def beside_guest_ram(pid, mib):
+    return guest_ram(pid, mib)[1]
 
 
 class Guest:

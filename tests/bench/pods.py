@@ -3,17 +3,25 @@
 A pod's start is what a kubelet asks for, from RunPodSandbox to the answer of StartContainer, the network
 included. Its memory is the PSS of all that is there for it, but for its guest's RAM. The node is that of
 tests/pods. Ordinary pods run a static program that waits, the machines a tiny guest that has halted.
+
+Debian guests show the rest: start to login, beside QEMU with the same kernel, disk and command line; the
+network, beside an ordinary pod on the same bridge with this host's iperf3; and what the pod's control group
+is charged beside guest RAM, beside what the RuntimeClass says.
 """
 import concurrent.futures
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
-from peers import TOP, BenchError, beside_guest_ram
+from peers import (BOOT_LINE, DEADLINE, TOP, BenchError, Guest, Tap, beside_guest_ram, command_line,
+                   guest_ram, received)
+from peers import MEMORY_MIB as DEBIAN_MIB
 
 sys.path.insert(0, str(TOP / "tests/pods"))
 
@@ -83,10 +91,14 @@ def loop_devices(scratch, count):
 
 
 def start(n, runtime, volume):
-    import cri  # pylint: disable=C0415
-    import node as nodes  # pylint: disable=C0415
     what = {"devices": [("/dev/rootdisk", volume)]} if runtime == "coracle" else {
         "image": "coracle.test/waits:1", "command": ["/waits"]}
+    return run(n, runtime, **what)
+
+
+def run(n, runtime, **what):
+    import cri  # pylint: disable=C0415
+    import node as nodes  # pylint: disable=C0415
     pod = nodes.Pod(n, runtime=runtime)
     try:
         return pod.run().start(**what)
@@ -171,3 +183,148 @@ def measure(ctx, row):
                 take(3, runtime, sum(all_kib.values()) / MANY / 1024)
                 ctx.say(f"  {MANY} by {runtime} in {took:.2f} s; each {told(all_kib, MANY)}")
     return rows
+
+
+# ---- Debian ----
+
+def boot_pod(ctx, n, device):
+    """A pod at its login, its console, and the seconds that took"""
+    import debian_pod  # pylint: disable=C0415
+    began = time.monotonic()
+    pod = run(n, "coracle", devices=[("/dev/rootdisk", device)], memory=DEBIAN_MIB << 20, stdin=True,
+              tty=True)
+    console = debian_pod.Console(pod)
+    console.wait_for("login: $", DEADLINE)
+    took = time.monotonic() - began
+    ctx.say(f"  pod: login after {took:.1f} s")
+    return pod, console, took
+
+
+def boot_qemu(ctx, device):
+    tap = Tap(1)
+    with Guest("microvm", command_line("microvm", BOOT_LINE, [device], [tap])) as guest:
+        took = guest.wait_for("login: $", DEADLINE)[1]
+    ctx.say(f"  QEMU: login after {took:.1f} s")
+    return took
+
+
+def log_in(pod, console):
+    """The pod's address is given to the guest as CNI would give it to a container."""
+    import debian  # pylint: disable=C0415
+    console.send(b"root\n")
+    console.wait_for("Password: $", DEADLINE)
+    console.send(debian.PASSWORD.encode() + b"\n")
+    console.prompt(DEADLINE)
+    console.sh("n=$(ls /sys/class/net | grep -v '^lo$'); "
+               f"ip addr add {pod.ip()}/24 dev $n && ip link set $n up; iperf3 -s -D")
+
+
+def iperf_pod(n):
+    """An ordinary pod with this host's programs that is an iperf3 server"""
+    n.image("coracle.test/host:1", {"lib": "-> usr/lib", "lib64": "-> usr/lib64", "tmp/.here": b""})
+    return run(n, "runc", image="coracle.test/host:1", command=["/usr/bin/iperf3", "-s"],
+               mounts=[("/usr", "/usr")])
+
+
+def iperf(address, *options):
+    """Mbit/s. The server may not be there yet."""
+    end = time.monotonic() + 60
+    while True:
+        done = subprocess.run(["iperf3", "-c", address, "-t", "4", "-f", "m", *options], text=True,
+                              capture_output=True, check=False, timeout=DEADLINE)
+        if not done.returncode or time.monotonic() > end:
+            return received("pod", done.stdout + done.stderr)
+        time.sleep(0.5)
+
+
+class Group:
+    """The most MiB a pod's control group is charged for beside guest RAM, while this is open
+
+    But for the cache of files, which the kernel takes back when it wants: of a loop device's file here.
+    """
+
+    def __init__(self, n):
+        import node as nodes  # pylint: disable=C0415
+        self.path = pathlib.Path("/sys/fs/cgroup") / n.name
+        if not (self.path / "memory.current").exists():
+            raise BenchError("pods: memory is charged by control groups of version 2 only, which are "
+                             "not here")
+        self.pid, = nodes.ours("coracle", n)
+        self.peak, self.parts, self.stop = 0, {}, threading.Event()
+        self.thread = threading.Thread(target=self._look)
+
+    def _look(self):
+        with contextlib.suppress(OSError):
+            while not self.stop.wait(0.5):
+                stat = {k: int(v) / (1 << 20) for k, v in
+                        map(str.split, (self.path / "memory.stat").read_text().splitlines())}
+                charged = int((self.path / "memory.current").read_text()) / (1 << 20)
+                ram = guest_ram(self.pid, DEBIAN_MIB)[0] / 1024
+                beside = charged - ram - stat["file"] + stat["shmem"]
+                if beside > self.peak:
+                    self.peak = beside
+                    self.parts = {"guest RAM": ram, **{k: stat[k] for k in (
+                        "anon", "kernel", "pagetables", "sec_pagetables", "kernel_stack", "slab",
+                        "sock", "file") if k in stat}}
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
+
+
+def overhead():
+    """MiB that a RuntimeClass's pods have beside their limits"""
+    text = (TOP / "k8s-shim/deploy/runtimeclass.yaml").read_text()
+    return float(re.search(r"^ +memory: (\d+)Mi$", text, re.M)[1])
+
+
+def measure_debian(ctx, n, device, rows):
+    login, into, out_of, group = rows
+    pod, console, took = boot_pod(ctx, n, device)
+    try:
+        login.coracle.append(took)
+        log_in(pod, console)
+        peer = iperf_pod(n)
+        try:
+            with Group(n) as charged:
+                for _ in range(2):
+                    for row, options in ((into, ()), (out_of, ("-R",))):
+                        row.coracle.append(iperf(pod.ip(), *options))
+                        row.other.append(iperf(peer.ip(), *options))
+                # Most of its memory, with what the kernel needs to have it, and time to look
+                console.sh("mount -o remount,size=90% /dev/shm; dd if=/dev/zero of=/dev/shm/fill bs=1M "
+                           "count=300 && sleep 3 && rm /dev/shm/fill")
+        finally:
+            peer.remove()
+        group.coracle.append(charged.peak)
+        ctx.say(f"  {charged.peak:.1f} MiB beside guest RAM when it was most; " + ", ".join(
+            f"{k} {v:.1f}" for k, v in charged.parts.items()))
+        console.close()
+    finally:
+        pod.remove()
+
+
+def debian(ctx, row):
+    need_tools()
+    import debian_pod  # pylint: disable=C0415
+    login = row("pod-debian", "Debian pod: start to login", "s", True, "QEMU microvm")
+    into = row("pod-debian", "Debian pod: iperf3 into it", "Mbit/s", False, "runc")
+    out_of = row("pod-debian", "Debian pod: iperf3 out of it", "Mbit/s", False, "runc")
+    group = row("pod-debian", f"Debian pod: charged beside {DEBIAN_MIB} MiB guest RAM, peak", "MiB",
+                True, "RuntimeClass")
+    group.other.append(overhead())
+    with trouble(), node(**debian_pod.config(cmdline=BOOT_LINE, transport="mmio",
+                                             **{"disk-direct": False})) as n:
+        for i in range(ctx.runs):
+            ctx.say(f"pod-debian: run {i + 1} of {ctx.runs}")
+            with debian_pod.root_device(ctx.scratch) as device:
+                measure_debian(ctx, n, device, (login, into, out_of, group))
+            os.unlink(os.path.join(ctx.scratch, "root.ext4"))
+            with debian_pod.root_device(ctx.scratch) as device:
+                login.other.append(boot_qemu(ctx, device))
+            os.unlink(os.path.join(ctx.scratch, "root.ext4"))
+    return [login, into, out_of, group]
