@@ -427,15 +427,18 @@ static void take_all(struct virtio_blk *d, unsigned queue)
 	unsigned budget = 2 * d->queue_size;
 
 	d->starved &= ~(UINT64_C(1) << queue);
-	do {
+	while (budget) {
 		virtq_no_kick(q);
 		while (budget && take(d, queue, &l))
 			budget--;
 		if (!budget)
-			event_signal(&q->kick);
+			break;
 		/* Starved: its own completions will look again. */
-	} while (budget && !(d->starved >> queue & 1) && virtio_running(&d->v) &&
-		 virtq_want_kick(q));
+		if (d->starved >> queue & 1 || !virtio_running(&d->v) || !virtq_want_kick(q))
+			return;
+		budget--; /* an index that goes to and fro is work, too */
+	}
+	event_signal(&q->kick); /* the turn is over, there may be more */
 }
 
 static void publish(struct virtio_blk *d)
