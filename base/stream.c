@@ -4,13 +4,18 @@
  * Not buffered: a section is one writev(2), and bulk payloads are read straight to where they belong.
  * A machine's state is a few dozen sections, and RAM comes in pieces that are large by themselves.
  *
+ * A reader of a bulk payload that is faster than its writer would be woken for each packet, which costs the
+ * writer more than the reader: the kernel lets it sleep until a good part is there.
+ *
  * A length in a header is a claim. Memory for a payload grows with what has arrived, so a peer that
  * claims much and sends little costs us little.
  */
 #include <limits.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/crc32c.h"
@@ -22,7 +27,8 @@
 #define HEADER_SIZE 24
 #define FLAGS       (STREAM_OPTIONAL | STREAM_BULK)
 #define GROW_FIRST  ((size_t)64 << 10)
-#define PUT_IOV     260 /* pieces that are written in one call with their head */
+#define PUT_IOV     260          /* pieces that are written in one call with their head */
+#define WAKE        (256u << 10) /* bytes of a bulk payload to wait for */
 
 struct stream {
 	int fd; /* -1: memory */
@@ -421,20 +427,57 @@ int stream_read(struct stream *s, void *to, size_t len, struct err *err)
 	return read_all(s, to, len, err);
 }
 
-/* readv(2) until @iov is full; it is consumed. */
-static int read_pieces(struct stream *s, struct iovec *iov, unsigned niov, struct err *err)
+/*
+ * Wait until @left bytes, or WAKE of more, are there: 0 or -errno. By poll(2), since a read that has begun
+ * sleeps until as many have come again, which there may not be. The time limit is the socket's for reads,
+ * and -EAGAIN tells that it has passed.
+ */
+static int wait_for(const struct stream *s, uint64_t left)
+{
+	int low = left < WAKE ? (int)left : (int)WAKE, rc;
+	struct pollfd p = { .fd = s->fd, .events = POLLIN };
+	struct timeval t = { 0 };
+
+	if (setsockopt(s->fd, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof(low)) < 0 ||
+	    getsockopt(s->fd, SOL_SOCKET, SO_RCVTIMEO, &t, &(socklen_t){ sizeof(t) }) < 0)
+		return -errno;
+	rc = poll(&p, 1, t.tv_sec || t.tv_usec ? (int)(t.tv_sec * 1000 + t.tv_usec / 1000) : -1);
+	if (rc < 0)
+		return -errno;
+	return rc ? 0 : -EAGAIN;
+}
+
+/* Read what there is of @left bytes. Or -errno. */
+static ssize_t read_part(const struct stream *s, struct iovec *iov, unsigned niov, uint64_t left)
+{
+	struct msghdr m = { .msg_iov = iov, .msg_iovlen = niov < IOV_MAX ? niov : IOV_MAX };
+	int rc = wait_for(s, left);
+
+	if (rc && rc != -ENOTSOCK)
+		return rc;
+	ssize_t n = rc ? readv(s->fd, iov, (int)m.msg_iovlen) : recvmsg(s->fd, &m, MSG_DONTWAIT);
+
+	if (n >= 0)
+		return n;
+	return errno == EAGAIN ? -EINTR : -errno; /* it was there, and is no more: wait again */
+}
+
+/* Until @iov, which has @left bytes, is full; it is consumed. */
+static int read_pieces(struct stream *s, struct iovec *iov, unsigned niov, uint64_t left,
+		       struct err *err)
 {
 	advance(&iov, &niov, 0);
 	while (niov) {
-		ssize_t n = readv(s->fd, iov, niov < IOV_MAX ? (int)niov : IOV_MAX);
+		ssize_t n = read_part(s, iov, niov, left);
 
-		if (n < 0 && errno == EINTR)
+		if (n == -EINTR)
 			continue;
 		if (n < 0)
-			return err_set_sys(err, errno, "%s: cannot read", s->peer);
+			return err_set_sys(err, (int)n, "%s: cannot read", s->peer);
 		if (n == 0)
 			return ended_within(s, err);
 		s->bytes += (size_t)n;
+		left -= (size_t)n;
 		advance(&iov, &niov, (size_t)n);
 	}
 	return 0;
@@ -451,7 +494,10 @@ int stream_readv(struct stream *s, struct iovec *iov, unsigned niov, struct err 
 		return err_set(err, EPROTO, "%s: %s is too short", s->peer, WHERE(s));
 	if (s->fd >= 0) {
 		s->bulk_left -= len;
-		return read_pieces(s, iov, niov, err);
+		rc = read_pieces(s, iov, niov, len, err);
+		/* Or the next head would not do to wake us. */
+		setsockopt(s->fd, SOL_SOCKET, SO_RCVLOWAT, &(int){ 1 }, sizeof(int));
+		return rc;
 	}
 	for (unsigned i = 0; i < niov && !rc; i++)
 		rc = stream_read(s, iov[i].iov_base, iov[i].iov_len, err);

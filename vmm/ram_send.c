@@ -3,8 +3,9 @@
  *
  * Each connection has a thread; the first one's is the caller's. They take runs of dirty pages from one
  * cursor, so a slow connection just takes fewer. A run becomes ranges of zeroes and of data; a section
- * has up to 1 MiB of data, written straight from guest memory. The guest may write to it meanwhile: the
- * page then is dirty again, since dirty_take() had KVM protect it first, and comes in a later round.
+ * has up to 512 KiB of data, written straight from guest memory: what was looked through for zeroes is still
+ * in the processor's cache then. The guest may write to it meanwhile: the page then is dirty again,
+ * since dirty_take() had KVM protect it first, and comes in a later round.
  *
  * The bandwidth limit is a debt: a piece is sent, then all wait until it is paid for, so that pieces
  * may be large and the rate still holds over any second. In the last round the guest stands still and
@@ -23,9 +24,9 @@
 #include "vmm/sections.h"
 
 #define PAGE       4096u
-#define PIECE      (1u << 20) /* bytes of data in a section, from which on it is sent */
-#define RUN_MAX    512        /* pages taken at once */
-#define SLEEP_MAX  20000000u  /* ns without a look at whether it was cancelled */
+#define PIECE      (512u << 10) /* bytes of data in a section, from which on it is sent */
+#define RUN_MAX    512          /* pages taken at once */
+#define SLEEP_MAX  20000000u    /* ns without a look at whether it was cancelled */
 #define RANGE_SIZE 16
 
 struct range {

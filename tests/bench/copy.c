@@ -14,6 +14,7 @@
  * the seconds until it is given back.
  */
 #include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -27,6 +28,7 @@
 #define PAGE  4096
 #define HUGE  ((size_t)2 << 20)
 #define PIECE ((size_t)1 << 20)
+#define WAKE  ((size_t)256 << 10)
 #define MAX   16
 
 struct share {
@@ -74,9 +76,15 @@ static ssize_t put(struct share *s, size_t len)
 	return write(s->fd, s->at, len);
 }
 
+/* To be woken for every packet costs both ends: wait until there is a good part. */
 static ssize_t get(struct share *s, size_t len)
 {
-	return read(s->fd, s->at, len);
+	struct pollfd p = { .fd = s->fd, .events = POLLIN };
+	int low = len < WAKE ? (int)len : (int)WAKE;
+
+	if (setsockopt(s->fd, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof(low)) || poll(&p, 1, -1) < 0)
+		fail("waiting");
+	return recv(s->fd, s->at, len, MSG_DONTWAIT);
 }
 
 static void *run(void *arg)

@@ -78,6 +78,11 @@ static void connect_somewhere(void)
 	syscall(SYS_connect, 0, NULL, 0);
 }
 
+static void bind_to_a_device(void)
+{
+	syscall(SYS_setsockopt, 0, SOL_SOCKET, SO_BINDTODEVICE, "lo", 3);
+}
+
 static void make_a_process(void)
 {
 	if (!syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0))
@@ -145,6 +150,7 @@ static void test_refused(void **state)
 		{ "execve", run_a_program },
 		{ "socket", make_a_socket },
 		{ "connect", connect_somewhere },
+		{ "setsockopt", bind_to_a_device },
 		{ "fork", make_a_process },
 		{ "clone", make_a_user_namespace },
 		{ "unshare", leave_a_namespace },

@@ -1,6 +1,7 @@
 /*
  * test_stream.c - sections there and back, over memory, pipes and sockets, and what is refused
  */
+#include <netinet/in.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -270,6 +271,108 @@ static void foreign(void **state)
 	assert_int_equal(read_through(head, sizeof(head), true, &err), -EPROTO);
 }
 
+static void tcp_pair(int *fds)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof(a);
+	int l = socket(AF_INET, SOCK_STREAM, 0);
+
+	assert_int_equal(bind(l, (struct sockaddr *)&a, len), 0);
+	assert_int_equal(listen(l, 1), 0);
+	assert_int_equal(getsockname(l, (struct sockaddr *)&a, &len), 0);
+	fds[0] = socket(AF_INET, SOCK_STREAM, 0);
+	assert_int_equal(connect(fds[0], (struct sockaddr *)&a, len), 0);
+	fds[1] = accept(l, NULL, NULL);
+	assert_true(fds[1] >= 0);
+	close(l);
+}
+
+#define BULK 700001u
+
+/* In pieces of all lengths, and then nothing more for now. */
+static void *write_slowly(void *arg)
+{
+	const int *fd = arg;
+	struct err err = { 0 };
+	struct stream *s = stream_buffer_new(&err);
+	uint8_t *bulk = malloc(BULK);
+	size_t len, step = 1;
+
+	for (size_t i = 0; i < BULK; i++)
+		bulk[i] = (uint8_t)(i % 251);
+	stream_put(s, 1, STREAM_BULK, NULL, bulk, BULK, &err);
+	stream_put(s, 2, 0, NULL, "x", 1, &err);
+
+	const uint8_t *data = stream_buffer(s, &len);
+
+	for (size_t at = 0; at < len; at += step, step = step * 3 % 65521) {
+		size_t n = step < len - at ? step : len - at;
+
+		if (write(*fd, data + at, n) != (ssize_t)n)
+			break;
+	}
+	free(bulk);
+	stream_free(s);
+	return NULL;
+}
+
+/* The reader waits for a good part of a bulk payload, but never for more than there will be. */
+static void bulk_by_tcp(void **state)
+{
+	struct err err = { 0 };
+	uint8_t *got = malloc(BULK);
+
+	for (unsigned i = 0; i < 20; i++) {
+		struct iovec iov[2] = { { got, 12345 }, { got + 12345, BULK - 12345 } };
+		struct stream_section s;
+		pthread_t writer;
+		int fd[2];
+
+		tcp_pair(fd);
+		struct stream *r = stream_fd_new(fd[1], "peer", &err);
+
+		pthread_create(&writer, NULL, write_slowly, &fd[0]);
+		assert_int_equal(stream_get(r, &s, &err), 1);
+		assert_int_equal(stream_readv(r, iov, 2, &err), 0);
+		for (size_t at = 0; at < BULK; at++)
+			assert_int_equal(got[at], at % 251);
+		assert_int_equal(stream_get(r, &s, &err), 1);
+		assert_int_equal(s.type, 2);
+		pthread_join(writer, NULL);
+		stream_free(r);
+		close(fd[0]);
+		close(fd[1]);
+	}
+	free(got);
+}
+
+/* The socket's own limit on waiting holds, in the middle of a payload too. */
+static void bulk_never_comes(void **state)
+{
+	const struct timeval limit = { .tv_usec = 1000 };
+	struct err err = { 0 };
+	struct stream_section s;
+	struct stream *w = stream_buffer_new(&err), *r;
+	uint8_t bulk[4096] = { 0 };
+	struct iovec iov = { bulk, sizeof(bulk) };
+	size_t len;
+	int fd[2];
+
+	tcp_pair(fd);
+	r = stream_fd_new(fd[1], "peer", &err);
+	assert_int_equal(setsockopt(fd[1], SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)), 0);
+	stream_put(w, 1, STREAM_BULK, NULL, bulk, sizeof(bulk), &err);
+	const uint8_t *data = stream_buffer(w, &len);
+
+	assert_int_equal(write(fd[0], data, len - 1), len - 1);
+	assert_int_equal(stream_get(r, &s, &err), 1);
+	assert_int_equal(stream_readv(r, &iov, 1, &err), -EAGAIN);
+	stream_free(w);
+	stream_free(r);
+	close(fd[0]);
+	close(fd[1]);
+}
+
 static void peer_gone(void **state)
 {
 	struct err err = { 0 };
@@ -289,10 +392,16 @@ static void peer_gone(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(crc),         cmocka_unit_test(memory),
-		cmocka_unit_test(short_reads), cmocka_unit_test(short_writes),
-		cmocka_unit_test(truncated),   cmocka_unit_test(damaged),
-		cmocka_unit_test(foreign),     cmocka_unit_test(peer_gone),
+		cmocka_unit_test(crc),
+		cmocka_unit_test(memory),
+		cmocka_unit_test(short_reads),
+		cmocka_unit_test(short_writes),
+		cmocka_unit_test(truncated),
+		cmocka_unit_test(damaged),
+		cmocka_unit_test(foreign),
+		cmocka_unit_test(bulk_by_tcp),
+		cmocka_unit_test(bulk_never_comes),
+		cmocka_unit_test(peer_gone),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
