@@ -6,7 +6,9 @@ of them decides the verdict: after each, everything is removed and what is left 
 import contextlib
 import os
 import pathlib
+import select
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -254,6 +256,25 @@ def test_delete_again_by_hand(node, running):
                           cwd=node.dir, capture_output=True, check=True, timeout=TIMEOUT)
     assert gone.stdout and not gone.stderr
     assert bundle.exists() and running.status().state == 1
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_delete_beside_a_daemon_that_dies(node, tmp_path, dies):
+    """It still listens, and will not answer: its socket goes with it. One that is only busy keeps it."""
+    path = node.socket("dying")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        with subprocess.Popen([str(node.shim), "-namespace", "k8s.io", "-address",
+                               str(node.dir / "containerd.sock"), "-id", "dying", "delete"],
+                              cwd=tmp_path, stdout=subprocess.DEVNULL) as delete:
+            select.select([listener], [], [], TIMEOUT)
+            if dies:
+                listener.close()
+            assert delete.wait(TIMEOUT) == 0
+    assert os.path.exists(path) != dies
+    if not dies:
+        os.unlink(path)
 
 
 # ---- something dies at every step ----
