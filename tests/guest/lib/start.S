@@ -4,8 +4,9 @@
  * A guest has both a multiboot header and a PVH note (without the note when built with -DMULTIBOOT),
  * and two entries that differ only in what they were handed. Page tables for the first 4 GiB are
  * assembled here, one to one, all of it open to user mode: on KVM in software kernel mode is interpreted
- * while user mode runs natively, so guests spend their lives there. All ports are allowed by the task
- * segment's map; IOPL 3, which would do on a processor, is lost on software KVM.
+ * while user mode runs natively, so guests spend their lives there. All ports are allowed twice: by the
+ * task segment's map, since software KVM loses IOPL 3; and by IOPL 3, since QEMU's emulated SVM looks at
+ * the map only if the segment isn't marked busy, as it is in a machine that was saved.
  */
 #define STACK_SIZE 0x8000
 #define AP_PAGE    0x8000 /* as in guest.h */
@@ -44,7 +45,7 @@ entry:
 	lea	user_stack_top(%rip), %rdx
 	pushq	$0x1b
 	push	%rdx
-	pushq	$0x2
+	pushq	$0x3002
 	pushq	$0x23
 	lea	guest_start(%rip), %rax
 	push	%rax
