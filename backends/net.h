@@ -30,6 +30,12 @@ enum net_offload {
 
 struct netif;
 
+/* From the guest's side: rx is what it received. */
+struct netif_counters {
+	uint64_t rx_frames, rx_bytes, rx_dropped;
+	uint64_t tx_frames, tx_bytes, tx_dropped;
+};
+
 struct netif_ops {
 	const char *name;
 	/* One frame. Bytes moved; -EAGAIN (wait for @fd); -errno. Never blocks. */
@@ -41,6 +47,8 @@ struct netif_ops {
 	 * be polled. NULL where there is one queue. 0 or -errno.
 	 */
 	int (*enable)(struct netif *n, bool on);
+	/* The interface's own, of all its queues. 0 or -errno; NULL: it has none. */
+	int (*counters)(struct netif *n, struct netif_counters *c);
 	void (*free)(struct netif *n); /* closes; removes the tap if we created it */
 };
 
@@ -60,6 +68,7 @@ struct net_tap_options {
 	const char *addr; /* "192.0.2.1/24" for the host's side, or NULL */
 	unsigned mtu;     /* set on the tap when not 0 */
 	unsigned pairs;   /* queue pairs */
+	bool counters;    /* be able to tell the interface's own */
 };
 
 /*

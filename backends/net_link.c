@@ -79,6 +79,19 @@ static void read_tun_info(struct nlattr *data, struct net_link *l)
 		l->queues += nla_get_u32(a[IFLA_TUN_NUM_DISABLED_QUEUES]);
 }
 
+static void read_counters(const struct nlattr *stats, struct netif_counters *c)
+{
+	struct rtnl_link_stats64 s = { 0 };
+
+	nla_memcpy(&s, stats, sizeof(s));
+	*c = (struct netif_counters){ .rx_frames = s.tx_packets,
+				      .rx_bytes = s.tx_bytes,
+				      .rx_dropped = s.tx_dropped,
+				      .tx_frames = s.rx_packets,
+				      .tx_bytes = s.rx_bytes,
+				      .tx_dropped = s.rx_dropped };
+}
+
 static int on_link(struct nl_msg *msg, void *arg)
 {
 	struct net_link *l = arg;
@@ -93,6 +106,8 @@ static int on_link(struct nl_msg *msg, void *arg)
 	l->index = i->ifi_index;
 	l->up = i->ifi_flags & IFF_UP;
 	l->mtu = a[IFLA_MTU] ? nla_get_u32(a[IFLA_MTU]) : 0;
+	if (a[IFLA_STATS64])
+		read_counters(a[IFLA_STATS64], &l->counters);
 	if (a[IFLA_LINKINFO] &&
 	    nla_parse_nested(info, IFLA_INFO_MAX, a[IFLA_LINKINFO], NULL) >= 0 &&
 	    info[IFLA_INFO_KIND] && !strcmp(nla_get_string(info[IFLA_INFO_KIND]), "tun") &&

@@ -1,13 +1,14 @@
 /*
  * net_link.h - network interfaces through netlink (net_tap.c's)
  *
- * Set-up only: after the sandbox is entered nothing here is called.
+ * Set-up only: after the sandbox is entered nothing here is called but net_link_get().
  */
 #ifndef BACKENDS_NET_LINK_H
 #define BACKENDS_NET_LINK_H
 
 #include <stdbool.h>
 
+#include "backends/net.h"
 #include "base/err.h"
 
 struct nl_sock;
@@ -16,9 +17,10 @@ struct net_link {
 	int index;
 	unsigned mtu;
 	bool up;
-	bool tap;         /* a tun driver's link, of type tap */
-	bool multi_queue; /* made with IFF_MULTI_QUEUE */
-	unsigned queues;  /* descriptors attached to it, enabled or not */
+	bool tap;                       /* a tun driver's link, of type tap */
+	bool multi_queue;               /* made with IFF_MULTI_QUEUE */
+	unsigned queues;                /* descriptors attached to it, enabled or not */
+	struct netif_counters counters; /* whoever holds a tap receives what the host sends by it */
 };
 
 struct nl_sock *net_link_connect(struct err *err); /* NULL on error; nl_socket_free() */

@@ -44,6 +44,7 @@ struct tap {
 	struct netif n;
 	bool multi_queue;
 	bool enabled;
+	struct nl_sock *nl; /* for counters; NULL: there are none */
 };
 
 static struct tap *to_tap(struct netif *n)
@@ -110,11 +111,23 @@ static int tap_enable(struct netif *n, bool on)
 	return 0;
 }
 
+static int tap_counters(struct netif *n, struct netif_counters *c)
+{
+	struct err ignored = { 0 };
+	struct net_link l;
+	int rc = to_tap(n)->nl ? net_link_get(to_tap(n)->nl, n->name, &l, &ignored) : -ENODEV;
+
+	if (!rc)
+		*c = l.counters;
+	return rc;
+}
+
 static void tap_free(struct netif *n)
 {
 	if (!n)
 		return;
 	fd_close(&n->fd);
+	nl_socket_free(to_tap(n)->nl);
 	free(n->name);
 	free(n);
 }
@@ -125,6 +138,7 @@ static const struct netif_ops tap_ops = {
 	.receive = tap_receive,
 	.set_offload = tap_set_offload,
 	.enable = tap_enable,
+	.counters = tap_counters,
 	.free = tap_free,
 };
 
@@ -372,7 +386,10 @@ static int open_by_name(const struct net_tap_options *o, struct netif **n, struc
 	if (!nl)
 		return err ? err->code : -EIO;
 	rc = open_queues(nl, o, n, err);
-	nl_socket_free(nl);
+	if (!rc && o->counters)
+		to_tap(n[0])->nl = nl;
+	else
+		nl_socket_free(nl);
 	for (unsigned i = 0; i < o->pairs && rc; i++) {
 		tap_free(n[i]);
 		n[i] = NULL;
@@ -403,16 +420,23 @@ static int check_inherited(int fd, struct ifreq *ifr, struct err *err)
 	return 0;
 }
 
-/* The MTU of the interface called @name here, if @fd is of this network namespace; else 0. */
-static unsigned inherited_mtu(int fd, const char *name)
+/* Is @fd of this network namespace? Else its interface's name is somebody else's here. */
+static bool is_of_here(int fd)
 {
 	cleanup_fd int theirs = ioctl(fd, TUNGETDEVNETNS);
-	cleanup_fd int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	struct ifreq ifr = { 0 };
 	struct stat a, b;
 
-	if (theirs < 0 || sock < 0 || fstat(theirs, &a) || stat("/proc/self/ns/net", &b) ||
-	    a.st_dev != b.st_dev || a.st_ino != b.st_ino)
+	return theirs >= 0 && !fstat(theirs, &a) && !stat("/proc/self/ns/net", &b) &&
+	       a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+/* The MTU of the interface called @name; 0: unknown. */
+static unsigned inherited_mtu(const char *name)
+{
+	cleanup_fd int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	struct ifreq ifr = { 0 };
+
+	if (sock < 0)
 		return 0;
 	memcpy(ifr.ifr_name, name, strnlen(name, IFNAMSIZ - 1));
 	return ioctl(sock, SIOCGIFMTU, &ifr) ? 0 : (unsigned)ifr.ifr_mtu;
@@ -443,6 +467,7 @@ static int inherit(int fd, const char *tap, struct netif **n, struct err *err)
 
 static int open_inherited(const struct net_tap_options *o, struct netif **n, struct err *err)
 {
+	struct err ignored = { 0 };
 	int rc = 0;
 
 	/* o->mtu is only told to the guest: the interface may not be of our namespace */
@@ -461,8 +486,11 @@ static int open_inherited(const struct net_tap_options *o, struct netif **n, str
 	}
 	if (rc)
 		return rc;
-	unsigned mtu = inherited_mtu(o->fd[0], n[0]->name);
+	bool here = is_of_here(o->fd[0]);
+	unsigned mtu = here ? inherited_mtu(n[0]->name) : 0;
 
+	if (here && o->counters)
+		to_tap(n[0])->nl = net_link_connect(&ignored);
 	for (unsigned i = 0; i < o->pairs; i++)
 		n[i]->mtu = (uint16_t)(mtu > 65535 ? 65535 : mtu);
 	return 0;

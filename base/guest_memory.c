@@ -60,6 +60,9 @@ struct gmem {
 	unsigned count;
 	int pagemap; /* of this process; -1: not there */
 	atomic_bool logging;
+	_Atomic uint64_t
+		*log;    /* by guest address, from 0 to the end of RAM; NULL: nobody uses it */
+	size_t log_size; /* bytes, whole pages */
 };
 
 struct gmem *gmem_new(struct err *err)
@@ -91,6 +94,8 @@ void gmem_free(struct gmem *m)
 		free(m->areas[i].dirty);
 	}
 	fd_close(&m->pagemap);
+	if (m->log)
+		munmap((void *)m->log, m->log_size);
 	free(m);
 }
 
@@ -542,6 +547,50 @@ int gmem_dirty_start(struct gmem *m, struct err *err)
 void gmem_dirty_stop(struct gmem *m)
 {
 	atomic_store(&m->logging, false);
+	if (m->log) /* zeroes again, and the memory goes back */
+		madvise((void *)m->log, m->log_size, MADV_DONTNEED);
+}
+
+void *gmem_dirty_log(struct gmem *m, struct err *err)
+{
+	const struct gmem_region *last = gmem_region(m, m->count - 1);
+	const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+
+	if (m->log || !last)
+		return (void *)m->log;
+	m->log_size = ((((last->gpa + last->size) >> PAGE_SHIFT) / 8 + 8) / page + 1) * page;
+	void *p = mmap(NULL, m->log_size, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED)
+		err_set_sys(err, errno, "cannot map a log of writes to guest RAM");
+	else
+		m->log = p;
+	return (void *)m->log;
+}
+
+/* Move what others logged for @a into its bitmap. Two areas may share a word. */
+static void collect(const struct gmem *m, const struct area *a)
+{
+	uint64_t first = a->r.gpa >> PAGE_SHIFT, end = first + (a->r.size >> PAGE_SHIFT);
+
+	for (uint64_t w = first / 64; m->log && w <= (end - 1) / 64; w++) {
+		uint64_t mine = UINT64_MAX;
+
+		if (!atomic_load_explicit(&m->log[w], memory_order_relaxed))
+			continue;
+		if (w == first / 64)
+			mine &= UINT64_MAX << first % 64;
+		if (w == (end - 1) / 64)
+			mine &= UINT64_MAX >> (63 - (end - 1) % 64);
+		for (uint64_t v = mine & le64toh(atomic_fetch_and_explicit(
+						 &m->log[w], htole64(~mine), memory_order_acquire));
+		     v; v &= v - 1) {
+			uint64_t at = w * 64 + (unsigned)__builtin_ctzll(v) - first;
+
+			mark(a, at << PAGE_SHIFT, 1);
+		}
+	}
 }
 
 int gmem_dirty_fetch(struct gmem *m, unsigned i, uint64_t *bits, size_t words)
@@ -550,6 +599,7 @@ int gmem_dirty_fetch(struct gmem *m, unsigned i, uint64_t *bits, size_t words)
 		return -EINVAL;
 	const struct area *a = &m->areas[i];
 
+	collect(m, a);
 	for (size_t w = 0; w < a->words; w++) {
 		/* Most words are clean, and a look is cheaper than an exchange. */
 		uint64_t v = atomic_load_explicit(&a->dirty[w], memory_order_relaxed);

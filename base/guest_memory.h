@@ -88,6 +88,13 @@ void gmem_mark_dirty(struct gmem *m, const struct iovec *iov, unsigned n);
 int gmem_dirty_start(struct gmem *m, struct err *err);
 void gmem_dirty_stop(struct gmem *m);
 
+/*
+ * For a kernel that stores to RAM itself (vhost): bit n stands for the 4 KiB page at guest address
+ * n * 4096, and is set by anyone, atomically. What is there joins the next fetch. Valid as long as @m; NULL:
+ * out of memory. Before the first writer, and on the main thread.
+ */
+void *gmem_dirty_log(struct gmem *m, struct err *err);
+
 /* Fetch and clear region @i's bits into @bits (little-endian, @words 64-bit words). 0 or -EINVAL. */
 int gmem_dirty_fetch(struct gmem *m, unsigned i, uint64_t *bits, size_t words);
 

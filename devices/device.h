@@ -27,6 +27,12 @@ struct device_ops {
 	void (*reset)(struct device *d);   /* to power-on state; nothing is in flight afterwards */
 	void (*quiesce)(struct device *d); /* take no new work, return when none is in flight */
 	void (*resume)(struct device *d);  /* look at every queue again: a kick may have come */
+	/*
+	 * Somebody else stores to guest RAM for this device (the kernel): from the return on it sets a bit
+	 * in @log (gmem_dirty_log()) for each page; NULL: no more. 0 or -errno; takes @lock itself. NULL:
+	 * there is nobody else.
+	 */
+	int (*log_writes)(struct device *d, void *log);
 	/* Counters for whoever watches; takes @lock itself; may be NULL. */
 	void (*stats)(struct device *d, device_stat_fn put, void *arg);
 	void (*free)(struct device *d);

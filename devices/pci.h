@@ -120,6 +120,10 @@ void pci_msix_pba_read(struct pci_function *f, uint64_t off, void *data, unsigne
 /* Raise @vector; pending while masked, out of range: nothing. Any thread, under @lock. */
 void pci_msix_signal(struct pci_function *f, unsigned vector);
 
+/* The event that is @vector, for a kernel to signal; NULL: there is no such vector. */
+struct event *pci_msix_event(struct pci_function *f, unsigned vector);
+void pci_msix_settle(struct pci_function *f); /* nobody signals: pending bits for saved state */
+
 /*
  * Power-on state: header's writable bits, MSI-X off and masked, BARs unmapped. For a machine reset; a
  * virtio reset leaves configuration space alone. Under @lock.

@@ -4,7 +4,8 @@
  * A vector is an event. While the guest lets it through, the wiring has the event bound and a signal
  * goes straight to the interrupt controller; while it is masked the event is bound to nothing and simply
  * stays signalled. So the event is the pending bit, and binding it on unmask delivers it
- * (devices/wiring.h promises that). regs.pending follows for the sake of saved state.
+ * (devices/wiring.h promises that). regs.pending follows for the sake of saved state; a kernel that works
+ * on a queue signals the event directly (pci_msix_event()), and regs.pending then follows when it stops.
  *
  * Address and data are junk until the guest says otherwise, and may be junk then: a bind that fails
  * leaves the vector as it is, pending if it was signalled, and the next signal tries again.
@@ -102,6 +103,17 @@ void pci_msix_signal(struct pci_function *f, unsigned vector)
 		f->msix.pending[vector] = 1;
 		update_vector(f, vector);
 	}
+}
+
+struct event *pci_msix_event(struct pci_function *f, unsigned vector)
+{
+	return vector < f->msix.count ? f->vector[vector] : NULL;
+}
+
+void pci_msix_settle(struct pci_function *f)
+{
+	for (unsigned i = 0; i < f->msix.count; i++)
+		f->msix.pending[i] = !f->wire[i].bound && event_pending(f->vector[i]);
 }
 
 /* ---- table and pending bits ---- */

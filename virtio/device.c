@@ -238,6 +238,8 @@ static void device_quiesce(struct device *d)
 	/* A kind that flushes once a batch may have been waited for in the middle of one. */
 	for (unsigned i = 0; i < v->nqueues; i++)
 		virtio_flush(v, i);
+	if (v->transport && v->transport->settle)
+		v->transport->settle(v);
 	pthread_mutex_unlock(&d->lock);
 }
 
@@ -316,6 +318,20 @@ static void on_kick(struct loop_watch *w, uint32_t events)
 	if (virtio_running(v) && v->queues[i].regs.ready)
 		v->ops->kick(v, i);
 	pthread_mutex_unlock(&v->dev.lock);
+}
+
+void virtio_watch_kicks(struct virtio *v, unsigned q, bool on)
+{
+	struct loop_watch *w = &v->watches[q].watch;
+	int rc = 0;
+
+	if (!on)
+		loop_remove(w);
+	else if (w->fd < 0)
+		rc = loop_add(v->loop, w, v->queues[q].kick.fd, EPOLLIN, on_kick);
+	if (rc)
+		log_err("%s: cannot watch the kicks of queue %u: %s", v->dev.name, q,
+			strerror(-rc));
 }
 
 /* ---- life ---- */

@@ -77,11 +77,20 @@ struct virtio_ops {
 	 */
 	void (*stop)(struct virtio *v);
 	void (*start)(struct virtio *v);
+	/* queue_event() of queue @q gives another answer now. May be NULL. */
+	void (*rerouted)(struct virtio *v, unsigned q);
 };
 
 struct virtio_transport_ops {
 	void (*signal_queue)(struct virtio *v, unsigned q); /* any thread, under dev.lock */
 	void (*signal_config)(struct virtio *v);            /* any thread, under dev.lock */
+	/*
+	 * The event whose signal alone is queue @q's interrupt, for a kernel that works on the queue; it
+	 * lives as long as the transport. NULL, also as the operation: it takes signal_queue() and the ISR.
+	 */
+	struct event *(*queue_event)(struct virtio *v, unsigned q);
+	/* Nobody signals any more: bring saved registers in line with those events. May be NULL. */
+	void (*settle)(struct virtio *v);
 	void (*reset)(struct virtio *v);    /* the device was reset: drop interrupts */
 	void (*power_on)(struct virtio *v); /* power-on state, after reset */
 	void (*resume)(struct virtio *v);   /* perhaps after a load: rebind from the registers */
@@ -132,6 +141,12 @@ bool virtio_running(const struct virtio *v);
 
 /* Publish queue @q's used entries and signal if the driver wants it. Once a batch. */
 void virtio_flush(struct virtio *v, unsigned q);
+
+/*
+ * On the loop's thread: does a kick of queue @q come to ops->kick(), or does somebody else listen to its
+ * event meanwhile? One from in between then comes.
+ */
+void virtio_watch_kicks(struct virtio *v, unsigned q, bool on);
 
 /* The driver broke a rule: log a line, set DEVICE_NEEDS_RESET, tell it by configuration interrupt. */
 void virtio_fail(struct virtio *v, const char *why);

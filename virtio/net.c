@@ -195,6 +195,7 @@ void net_apply_pairs(struct net *net)
 		if (!on) {
 			p->rx_on = p->tx_blocked = false;
 			net_watch(p);
+			net_vhost_stop(p, true);
 		}
 		int rc = p->gone || !p->nif->ops->enable ? 0 : p->nif->ops->enable(p->nif, on);
 
@@ -270,9 +271,13 @@ static void net_kick(struct virtio *v, unsigned q)
 	if (q == 2 * pairs) {
 		if (virtio_has(v, NET_F(CTRL_VQ)))
 			net_control_turn(net, q);
+		if (!virtio_running(v)) /* its driver broke a rule */
+			net_vhost_stop_all(net, true);
 		return;
 	}
 	if (q / 2 >= net->regs.pairs)
+		return;
+	if (net_vhost_kick(&net->pair[q / 2], q & 1))
 		return;
 	if (q & 1)
 		net_tx_turn(&net->pair[q / 2]);
@@ -285,6 +290,7 @@ static void net_reset(struct virtio *v)
 	struct net *net = net_of(v);
 	bool stale = net->applied;
 
+	net_vhost_reset(net);
 	net->regs = (struct virtio_net_regs){ .pairs = 1 };
 	put_config(net);
 	net_apply_offloads(net); /* nothing is negotiated now */
@@ -306,6 +312,7 @@ static void net_stop(struct virtio *v)
 		net->pair[i].rx_on = net->pair[i].tx_blocked = false;
 		net_watch(&net->pair[i]);
 	}
+	net_vhost_stop_all(net, true);
 }
 
 /* The core kicks every queue next, and that starts traffic. */
@@ -315,13 +322,38 @@ static void net_start(struct virtio *v)
 		net_apply_pairs(net_of(v));
 }
 
+static bool read_tap(struct net *net, struct netif_counters *c)
+{
+	struct netif *nif = net->pair[0].nif;
+
+	return nif->ops->counters && !nif->ops->counters(nif, c);
+}
+
+/* Frames of rings that the kernel works on are only counted there. */
+static struct netif_counters since_open(const struct net *net, const struct netif_counters *now)
+{
+	const struct netif_counters *was = &net->tap_at_open;
+
+	return (struct netif_counters){
+		.rx_frames = now->rx_frames - was->rx_frames,
+		.rx_bytes = now->rx_bytes - was->rx_bytes,
+		.rx_dropped = now->rx_dropped - was->rx_dropped,
+		.tx_frames = now->tx_frames - was->tx_frames,
+		.tx_bytes = now->tx_bytes - was->tx_bytes,
+		.tx_dropped = now->tx_dropped - was->tx_dropped,
+	};
+}
+
 static void net_stats(struct device *d, device_stat_fn put, void *arg)
 {
 	struct net *net = net_of((struct virtio *)d);
 
-	pthread_mutex_lock(&d->lock);
-	struct net_counters n = net->count;
+	struct netif_counters n, tap;
 
+	pthread_mutex_lock(&d->lock);
+	n = net->count;
+	if (net->pair[0].vhost && read_tap(net, &tap))
+		n = since_open(net, &tap);
 	pthread_mutex_unlock(&d->lock);
 	put(arg, "rx-frames", n.rx_frames);
 	put(arg, "rx-bytes", n.rx_bytes);
@@ -339,6 +371,7 @@ static void unwatch(void *arg)
 
 	for (unsigned i = 0; i < net->npairs; i++)
 		loop_remove(&net->pair[i].watch);
+	net_vhost_fini(net);
 	loop_timer_fini(&net->announce_timer);
 }
 
@@ -361,13 +394,17 @@ static void net_free(struct device *d)
 }
 
 static const struct virtio_ops net_ops = {
-	.dev = { .type = VIRTIO_NET_TYPE, .stats = net_stats, .free = net_free },
+	.dev = { .type = VIRTIO_NET_TYPE,
+		 .log_writes = net_vhost_log,
+		 .stats = net_stats,
+		 .free = net_free },
 	.id = 1,
 	.activate = net_activate,
 	.kick = net_kick,
 	.reset = net_reset,
 	.stop = net_stop,
 	.start = net_start,
+	.rerouted = net_vhost_rerouted,
 };
 
 /* NULL: out of memory. */
@@ -391,6 +428,8 @@ static struct net *allocate(const struct virtio_net_options *o, struct netif **i
 		free_memory(net);
 		return NULL;
 	}
+	if (net)
+		net_vhost_blank(net);
 	return net;
 }
 
@@ -414,11 +453,14 @@ struct virtio *virtio_net_new(const struct virtio_net_options *o, struct netif *
 		free_memory(net);
 		return NULL;
 	}
-	if (net_announce_init(net, err)) {
+	if (net_announce_init(net, err) || (o->vhost && net_vhost_init(net, o->vhost, err))) {
+		unwatch(net);
 		virtio_fini(&net->v);
 		free_memory(net);
 		return NULL;
 	}
+	if (o->vhost)
+		read_tap(net, &net->tap_at_open);
 	uint16_t mtu = o->mtu ? o->mtu : ifs[0]->mtu;
 
 	net->v.config_len = offsetof(struct virtio_net_config, mtu) + sizeof(uint16_t);

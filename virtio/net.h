@@ -7,12 +7,15 @@
 #include "backends/net.h"
 #include "virtio/device.h"
 
+struct vhost;
+
 struct virtio_net_options {
 	const char *name; /* instance, "net.net0" */
 	uint8_t mac[6];
 	uint16_t mtu; /* 0: not told to the guest */
 	unsigned pairs;
 	uint16_t queue_size;
+	struct vhost **vhost; /* one a pair, owned from success on; NULL: @loop does the work */
 };
 
 /*

@@ -14,6 +14,7 @@
 #undef VIRTIO_F_ACCESS_PLATFORM
 #undef VIRTIO_F_RING_RESET
 
+#include "backends/vhost.h"
 #include "virtio/net.h"
 
 #define NET_F(bit) (1ull << VIRTIO_NET_F_##bit)
@@ -28,6 +29,15 @@ struct virtio_net_regs {
 };
 
 struct net;
+struct net_pair;
+
+/* A ring that the kernel may work on (net_vhost.c). */
+struct net_ring {
+	struct net_pair *pair;
+	unsigned index;    /* VHOST_RX, VHOST_TX */
+	struct event call; /* the interrupt, where it takes us */
+	struct loop_watch watch;
+};
 
 struct net_pair {
 	struct net *net;
@@ -37,11 +47,13 @@ struct net_pair {
 	bool rx_on;              /* watch for frames */
 	bool tx_blocked;         /* watch for room; TX kicks wait for it */
 	bool gone;               /* the host took the interface away */
-	bool stale;      /* throw away what is queued: its offloads are an earlier driver's */
-	unsigned errors; /* failed receives in a row */
-	uint32_t expect; /* bytes of buffers to offer the next frame */
-	uint32_t held;   /* bytes of a frame in spill that waits for buffers; 0: none */
-	uint8_t *spill;  /* NET_FRAME_MAX bytes, for what did not fit */
+	bool stale;          /* throw away what is queued: its offloads are an earlier driver's */
+	unsigned errors;     /* failed receives in a row */
+	uint32_t expect;     /* bytes of buffers to offer the next frame */
+	uint32_t held;       /* bytes of a frame in spill that waits for buffers; 0: none */
+	uint8_t *spill;      /* NET_FRAME_MAX bytes, for what did not fit */
+	struct vhost *vhost; /* owned; NULL: the loop does the work */
+	struct net_ring ring[VHOST_RINGS];
 };
 
 /* RX buffers taken for this turn, in order. Empty between turns. */
@@ -57,11 +69,6 @@ struct net_window {
 	struct iovec iov[NET_WINDOW_IOV + 1];
 };
 
-struct net_counters {
-	uint64_t rx_frames, rx_bytes, rx_dropped;
-	uint64_t tx_frames, tx_bytes, tx_dropped;
-};
-
 struct net {
 	struct virtio v;
 	struct virtio_net_regs regs;
@@ -71,10 +78,15 @@ struct net {
 	unsigned applied;   /* enum net_offload, as the host knows them */
 	bool pairs_changed; /* the host does not know regs.pairs yet */
 	uint32_t small;     /* bytes of a frame that is not a segmentation offload's */
-	struct net_counters count;
+	struct netif_counters count;
 	struct loop_timer announce_timer; /* on the loop's thread, as the next */
 	unsigned announcements;           /* still to be sent */
-	struct iovec iov[VIRTQ_SEGS_MAX]; /* TX and control chains */
+	struct event vhost_back;          /* a ring came back: the loop watches its kick again */
+	struct event vhost_error;         /* the kernel does not understand a ring */
+	struct loop_watch back_watch, error_watch;
+	struct loop_timer look;            /* is the tap still there? */
+	struct netif_counters tap_at_open; /* what its counters began with */
+	struct iovec iov[VIRTQ_SEGS_MAX];  /* TX and control chains */
 	struct net_window window;
 	struct net_pair pair[];
 };
@@ -105,6 +117,21 @@ uint64_t net_guest_offload_bits(const struct net *net); /* negotiated */
 void net_rx_turn(struct net_pair *p);
 void net_tx_turn(struct net_pair *p);
 void net_control_turn(struct net *net, unsigned queue);
+
+void net_rx_drain(struct net_pair *p); /* throw away what waits in the tap */
+
+/* net_vhost.c */
+void net_vhost_blank(struct net *net);                                  /* so that fini may come */
+int net_vhost_init(struct net *net, struct vhost **h, struct err *err); /* owns @h[] on success */
+void net_vhost_fini(struct net *net);                                   /* on the loop's thread */
+bool net_vhost_kick(struct net_pair *p,
+		    unsigned ring); /* on the loop's; true: it is the kernel's */
+/* Any thread. @keep: what the kernel did is in the queues' registers; else they were reset. */
+void net_vhost_stop(struct net_pair *p, bool keep);
+void net_vhost_stop_all(struct net *net, bool keep);
+void net_vhost_reset(struct net *net);
+void net_vhost_rerouted(struct virtio *v, unsigned q);
+int net_vhost_log(struct device *d, void *log);
 
 /* net_announce.c */
 int net_announce_init(struct net *net, struct err *err);

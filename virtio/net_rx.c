@@ -266,7 +266,7 @@ static enum rx receive(struct net_pair *p, uint32_t *largest, const char **why)
 }
 
 /* What waits was made for an earlier driver's offloads; this one may not understand it. */
-static void drain(struct net_pair *p)
+void net_rx_drain(struct net_pair *p)
 {
 	struct iovec iov = { p->spill, NET_FRAME_MAX };
 
@@ -301,7 +301,7 @@ void net_rx_turn(struct net_pair *p)
 	if (p->gone)
 		return;
 	if (p->stale)
-		drain(p);
+		net_rx_drain(p);
 	virtq_no_kick(queue_of(p));
 	enum rx rc = batch(p, &why);
 

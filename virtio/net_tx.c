@@ -26,7 +26,7 @@ static struct virtq *queue_of(struct net_pair *p)
 /* 0: sent or dropped; -EAGAIN. */
 static int send_frame(struct net_pair *p, const struct virtq_chain *c)
 {
-	struct net_counters *n = &p->net->count;
+	struct netif_counters *n = &p->net->count;
 	ssize_t rc = -EINVAL;
 
 	if (!p->gone && c->out_len > NET_VNET_HDR_LEN && c->out_len <= NET_FRAME_MAX)

@@ -128,6 +128,15 @@ static uint16_t vector_for(const struct virtio *v, uint32_t value)
 	return value < v->vectors ? (uint16_t)value : VIRTIO_NO_VECTOR;
 }
 
+static void set_vector(struct virtio *v, struct virtq *q, uint32_t value)
+{
+	if (!q)
+		return;
+	q->regs.vector = vector_for(v, value);
+	if (v->ops->rerouted)
+		v->ops->rerouted(v, q->index);
+}
+
 /* A field is written whole (4.1.3.1), 64-bit ones by halves or in one; else nothing happens. */
 static void common_write(struct virtio *v, unsigned off, const uint8_t *data, unsigned len)
 {
@@ -166,8 +175,7 @@ static void common_write(struct virtio *v, unsigned off, const uint8_t *data, un
 		virtio_set_queue_size(v, value);
 		break;
 	case FIELD(C_QUEUE_VECTOR, 2):
-		if (q)
-			q->regs.vector = vector_for(v, value);
+		set_vector(v, q, value);
 		break;
 	case FIELD(C_QUEUE_ENABLE, 2):
 		virtio_set_queue_ready(v, value);
@@ -325,6 +333,20 @@ static void signal_queue(struct virtio *v, unsigned q)
 	pci_msix_signal(&p->f, v->queues[q].regs.vector); /* none: past the end */
 }
 
+static struct event *queue_event(struct virtio *v, unsigned q)
+{
+	struct virtio_pci *p = v->transport_data;
+
+	return pci_msix_event(&p->f, v->queues[q].regs.vector);
+}
+
+static void settle(struct virtio *v)
+{
+	struct virtio_pci *p = v->transport_data;
+
+	pci_msix_settle(&p->f);
+}
+
 static void signal_config(struct virtio *v)
 {
 	struct virtio_pci *p = v->transport_data;
@@ -363,6 +385,8 @@ static void transport_free(struct virtio *v)
 static const struct virtio_transport_ops pci_ops = {
 	.signal_queue = signal_queue,
 	.signal_config = signal_config,
+	.queue_event = queue_event,
+	.settle = settle,
 	.reset = reset,
 	.power_on = power_on,
 	.resume = resume,

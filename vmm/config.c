@@ -203,22 +203,42 @@ static int check_net(const struct config_net *n, struct err *err)
 			"--net: %s: fd has %u of the %u descriptors that queues=%u takes: one "
 			"a pair, as fd=5:6",
 			n->id, n->fd.count, n->queues, n->queues);
+	if (n->vhostfd.count && n->vhost == CONFIG_VHOST_OFF)
+		return err_set(err, EINVAL,
+			       "--net: %s has both vhost=off and vhostfd=%d: leave one out", n->id,
+			       n->vhostfd.fd[0]);
+	if (n->vhostfd.count && n->vhostfd.count != n->queues)
+		return err_set(err, EINVAL,
+			       "--net: %s: vhostfd has %u of the %u descriptors that its pairs of "
+			       "queues take: one a pair, as vhostfd=7:8",
+			       n->id, n->vhostfd.count, n->queues);
 	return 0;
+}
+
+/* Every descriptor of a NIC: of taps, then of vhost-net. -1: no more. */
+static int descriptor(const struct config_net *n, unsigned at)
+{
+	unsigned more = at - n->fd.count;
+
+	if (at < n->fd.count)
+		return n->fd.fd[at];
+	return more < n->vhostfd.count ? n->vhostfd.fd[more] : -1;
 }
 
 /* No descriptor is given twice, in NIC @i or before. */
 static int check_fds(const struct config *c, unsigned i, struct err *err)
 {
 	const struct config_net *n = &c->nets[i];
+	int fd, other;
 
-	for (unsigned at = 0; at < n->fd.count; at++)
+	for (unsigned at = 0; (fd = descriptor(n, at)) >= 0; at++)
 		for (unsigned j = 0; j <= i; j++)
-			for (unsigned k = 0; k < (j == i ? at : c->nets[j].fd.count); k++)
-				if (n->fd.fd[at] == c->nets[j].fd.fd[k])
+			for (unsigned k = 0; (other = descriptor(&c->nets[j], k)) >= 0; k++)
+				if (fd == other && (j < i || k < at))
 					return err_set(err, EINVAL,
 						       "--net: %s and %s have the same fd %d: "
 						       "change one",
-						       c->nets[j].id, n->id, n->fd.fd[at]);
+						       c->nets[j].id, n->id, fd);
 	return 0;
 }
 

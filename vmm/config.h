@@ -49,6 +49,7 @@ enum config_panic {
 	CONFIG_PANIC_IGNORE
 };
 extern const char *const config_panic_words[]; /* by that enum, as a user writes them */
+enum config_vhost { CONFIG_VHOST_AUTO, CONFIG_VHOST_ON, CONFIG_VHOST_OFF };
 enum config_io_threads { CONFIG_IO_THREADS_PER_DEVICE, CONFIG_IO_THREADS_SHARED };
 
 /* Strings belong to the configuration; NULL when not given. */
@@ -87,6 +88,8 @@ struct config_net {
 	bool create;     /* make the tap when it is not there */
 	unsigned queues; /* pairs, 1..32 */
 	unsigned queue_size;
+	enum config_vhost vhost;
+	struct config_fds vhostfd;
 };
 
 struct config_rng {

@@ -29,6 +29,7 @@ static const char *const words_aio[] = { "auto", "io_uring", "threads", NULL };
 static const char *const words_cache[] = { "writeback", "writethrough", NULL };
 static const char *const words_format[] = { "raw", NULL };
 const char *const config_panic_words[] = { "exit", "reset", "pause", "ignore", NULL };
+static const char *const words_vhost[] = { "auto", "on", "off", NULL };
 static const char *const words_io_threads[] = { "per-device", "shared", NULL };
 static const char *const words_log_level[] = { "error", "warn", "info", "debug", NULL };
 
@@ -312,6 +313,21 @@ static const struct config_key net_keys[] = {
 	  .def = "256",
 	  .metavar = "N",
 	  .help = "descriptors per queue" },
+	{ .name = "vhost",
+	  .type = KEY_WORD,
+	  FIELD(config_net, vhost),
+	  .words = words_vhost,
+	  .def = "auto",
+	  .help = "have the host's kernel move the frames (vhost-net)",
+	  .more = "auto does where /dev/vhost-net can be opened. The guest sees no difference, and "
+		  "a machine may move between hosts with it and without." },
+	{ .name = "vhostfd",
+	  .type = KEY_FDS,
+	  FIELD(config_net, vhostfd),
+	  .min = 0,
+	  .max = 1048575,
+	  .metavar = "N[:N..]",
+	  .help = "open /dev/vhost-net inherited from the caller, one a pair of queues" },
 	{ .name = NULL },
 };
 

@@ -1,7 +1,7 @@
 /*
  * dirty.c - which guest pages were written since we last looked
  *
- * The set of pages still to be sent is our own bitmap. dirty_fetch() adds the two logs to it,
+ * The set of pages still to be sent is our own bitmap. dirty_fetch() adds the logs to it,
  * dirty_take() hands it out in runs and makes KVM look at their pages again.
  *
  * With manual protection KVM's log only grows until we clear it. Clearing costs a system call, a lock
@@ -208,6 +208,24 @@ static bool make_maps(struct dirty *d)
 	return d->log;
 }
 
+/* Those that have the kernel store for them. */
+static int log_devices(struct vm *vm, struct err *err)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < vm->ndevices && !rc; i++) {
+		struct device *d = vm->devices[i];
+		void *log = d->ops->log_writes ? gmem_dirty_log(vm->mem, err) : NULL;
+
+		if (!d->ops->log_writes)
+			continue;
+		rc = log ? d->ops->log_writes(d, log) : -ENOMEM;
+		if (rc && log)
+			err_set_sys(err, rc, "%s: vhost-net does not log what it writes", d->name);
+	}
+	return rc;
+}
+
 struct dirty *dirty_start(struct vm *vm, struct err *err)
 {
 	unsigned n = gmem_count(vm->mem);
@@ -231,9 +249,8 @@ struct dirty *dirty_start(struct vm *vm, struct err *err)
 		free_maps(d);
 		return NULL;
 	}
-	if (memslots_log(vm->fd, vm->mem, true, err)) {
-		gmem_dirty_stop(vm->mem);
-		free_maps(d);
+	if (memslots_log(vm->fd, vm->mem, true, err) || log_devices(vm, err)) {
+		dirty_stop(d);
 		return NULL;
 	}
 	return d;
@@ -245,6 +262,9 @@ void dirty_stop(struct dirty *d)
 
 	if (!d)
 		return;
+	for (unsigned i = 0; i < d->vm->ndevices; i++)
+		if (d->vm->devices[i]->ops->log_writes)
+			d->vm->devices[i]->ops->log_writes(d->vm->devices[i], NULL);
 	gmem_dirty_stop(d->vm->mem);
 	memslots_log(d->vm->fd, d->vm->mem, false, &ignored);
 	free_maps(d);

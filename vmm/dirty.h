@@ -1,10 +1,10 @@
 /*
  * dirty.h - which guest pages were written since we last looked
  *
- * KVM logs what vCPUs store, guest_memory.c what we store for devices; a page is dirty if either says
- * so. KVM's log is cleared by hand (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), in pieces, right before the
- * pages are read: the guest is not held up by one large sweep, and a page written after we read it is
- * found by the next look.
+ * KVM logs what vCPUs store, guest_memory.c what we store for devices and, in a log it lends out, what
+ * the kernel does (vhost-net); a page is dirty if any says so. KVM's log is cleared by hand
+ * (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), in pieces, right before the pages are read: the guest is not held
+ * up by one large sweep, and a page written after we read it is found by the next look.
  *
  * Pages are 4 KiB, numbered within their region of gmem.
  */

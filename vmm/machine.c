@@ -13,6 +13,7 @@
 
 #include "backends/block.h"
 #include "backends/net.h"
+#include "backends/vhost.h"
 #include "base/fd.h"
 #include "base/log.h"
 #include "devices/ged.h"
@@ -199,6 +200,41 @@ void vm_unlock_disks(struct vm *vm)
 			vm->disks[i]->ops->lock(vm->disks[i], false, 0, NULL);
 }
 
+/*
+ * A vhost-net for each pair of queues. 0 with @h[0] NULL: none, and our own loop does the work.
+ */
+static int open_vhost(const struct config_net *n, struct vhost **h, struct err *err)
+{
+	const bool given = n->vhostfd.count;
+	struct err why = { 0 };
+	unsigned i = 0;
+	int rc = 0;
+
+	h[0] = NULL;
+	if (n->vhost == CONFIG_VHOST_OFF)
+		return 0;
+	for (; i < n->queues && !rc; i++)
+		rc = vhost_open(given ? n->vhostfd.fd[i] : -1, &h[i], &why);
+	if (!rc)
+		return 0;
+	for (i--; i--;)
+		h[i]->ops->free(h[i]);
+	h[0] = NULL;
+	if (given || n->vhost == CONFIG_VHOST_ON)
+		return err_set(err, rc, "--net: %s: %s", n->id, why.msg);
+	log_debug("net.%s: without vhost-net: %s", n->id, why.msg);
+	return 0;
+}
+
+static void free_net(struct netif **ifs, struct vhost **h, unsigned pairs)
+{
+	for (unsigned i = 0; i < pairs; i++) {
+		ifs[i]->ops->free(ifs[i]);
+		if (h[0])
+			h[i]->ops->free(h[i]);
+	}
+}
+
 static int add_net(struct vm *vm, const struct config_net *n, struct err *err)
 {
 	char name[8 + CONFIG_ID_MAX];
@@ -216,12 +252,20 @@ static int add_net(struct vm *vm, const struct config_net *n, struct err *err)
 		.queue_size = (uint16_t)n->queue_size,
 	};
 	struct netif *ifs[CONFIG_PAIRS_MAX];
+	struct vhost *vhost[CONFIG_PAIRS_MAX];
 	struct loop *loop = io_loop(vm, err);
 
 	if (!loop)
 		return err->code;
-	int rc = net_tap_open(&o, ifs, err);
+	int rc = open_vhost(n, vhost, err);
 
+	if (rc)
+		return rc;
+	o.counters = vhost[0];
+	vo.vhost = vhost[0] ? vhost : NULL;
+	rc = net_tap_open(&o, ifs, err);
+	for (unsigned i = 0; i < n->queues && rc && vhost[0]; i++)
+		vhost[i]->ops->free(vhost[i]);
 	if (rc)
 		return rc;
 	snprintf(name, sizeof(name), "net.%s", n->id);
@@ -230,14 +274,14 @@ static int add_net(struct vm *vm, const struct config_net *n, struct err *err)
 	else
 		virtio_net_default_mac(vm->config->id ? vm->config->id : "", n->id, vo.mac);
 	vo.mtu = n->mtu ? (uint16_t)n->mtu : ifs[0]->mtu;
-	log_info("%s: tap %s, MAC %02x:%02x:%02x:%02x:%02x:%02x", name, ifs[0]->name, vo.mac[0],
-		 vo.mac[1], vo.mac[2], vo.mac[3], vo.mac[4], vo.mac[5]);
+	log_info("%s: tap %s, MAC %02x:%02x:%02x:%02x:%02x:%02x%s", name, ifs[0]->name, vo.mac[0],
+		 vo.mac[1], vo.mac[2], vo.mac[3], vo.mac[4], vo.mac[5],
+		 vo.vhost ? ", vhost-net" : "");
 
 	struct virtio *v = virtio_net_new(&vo, ifs, vm->mem, loop, err);
 
 	if (!v) {
-		for (unsigned i = 0; i < n->queues; i++)
-			ifs[i]->ops->free(ifs[i]);
+		free_net(ifs, vhost, n->queues);
 		return err->code;
 	}
 	return attach(vm, v, err);

@@ -161,7 +161,7 @@ static int parse_config(struct config *c, json_object *o, struct err *err)
 	c->paused = false;
 	/* The descriptors of a process that is gone. */
 	for (unsigned i = 0; i < c->nnets; i++)
-		c->nets[i].fd.count = 0;
+		c->nets[i].fd.count = c->nets[i].vhostfd.count = 0;
 	return 0;
 }
 
@@ -220,7 +220,8 @@ void machine_desc_fini(struct machine_desc *d)
 /* ---- what is given anew ---- */
 
 static const char *const disk_allowed[] = { "path", "id", "aio", "direct", NULL };
-static const char *const net_allowed[] = { "tap", "id", "fd", "addr", "create", NULL };
+static const char *const net_allowed[] = { "tap",    "id",    "fd",      "addr",
+					   "create", "vhost", "vhostfd", NULL };
 static const char *const run_allowed[] = { "disk",      "net",        "serial",  "console",
 					   "id",        "control",    "paused",  "no-reboot",
 					   "on-panic",  "io-threads", "sandbox", "log-level",
@@ -408,7 +409,7 @@ void machine_overrides_help(FILE *f)
 {
 	print_override(f, "--disk id=NAME,path=FILE[,aio=..][,direct=..]",
 		       "where that disk is now");
-	print_override(f, "--net id=NAME,tap=NAME|fd=N[:N..][,create=..][,addr=..]",
+	print_override(f, "--net id=NAME,tap=NAME|fd=N[:N..][,create=..][,addr=..][,vhost=..]",
 		       "what that NIC is connected to now");
 	for (const char *const *name = run_allowed + 2; *name; name++) {
 		const struct config_key *k = config_key_find(config_keys, *name, strlen(*name));

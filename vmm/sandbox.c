@@ -19,6 +19,7 @@
 #include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/if_tun.h>
+#include <linux/vhost.h>
 #include <linux/landlock.h>
 #include <malloc.h>
 #include <sched.h>
@@ -89,6 +90,17 @@ static const struct {
 	{ 0xffffffff, TUNSETOFFLOAD }, /* the guest negotiates offloads at run time */
 	{ 0xffffffff, TUNSETQUEUE },
 	{ 0xffffffff, TUNSETVNETHDRSZ },
+	{ 0xffffffff, VHOST_SET_FEATURES },  /* rings go to the kernel and come back, */
+	{ 0xffffffff, VHOST_SET_MEM_TABLE }, /* but whose they are is settled before */
+	{ 0xffffffff, VHOST_SET_LOG_BASE },
+	{ 0xffffffff, VHOST_SET_VRING_NUM },
+	{ 0xffffffff, VHOST_SET_VRING_ADDR },
+	{ 0xffffffff, VHOST_SET_VRING_BASE },
+	{ 0xffffffff, VHOST_GET_VRING_BASE },
+	{ 0xffffffff, VHOST_SET_VRING_KICK },
+	{ 0xffffffff, VHOST_SET_VRING_CALL },
+	{ 0xffffffff, VHOST_SET_VRING_ERR },
+	{ 0xffffffff, VHOST_NET_SET_BACKEND },
 	{ 0xffffffff, BLKDISCARD },
 	{ 0xffffffff, BLKZEROOUT },
 	{ 0xffffffff, TCGETS }, /* the terminal is put back as it was */

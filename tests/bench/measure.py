@@ -217,39 +217,40 @@ def free_port():
 
 
 def net(ctx):
-    """iperf3 and ping between guest and host, by tap; QEMU without vhost and with"""
-    ours, plain, vhost = Tap(1), Tap(2), Tap(3, vhost=True)
-    has_vhost = os.path.exists("/dev/vhost-net")
-    theirs = [plain] + [vhost] * has_vhost
-    if not has_vhost:
-        ctx.say("net: no /dev/vhost-net, so QEMU is measured without it only")
+    """iperf3 and ping between guest and host, by tap; without vhost-net and with, beside QEMU's likewise"""
+    kinds = [False] + [True] * os.path.exists("/dev/vhost-net")
+    ours = [Tap(1 + i, vhost) for i, vhost in enumerate(kinds)]
+    theirs = [Tap(3 + i, vhost) for i, vhost in enumerate(kinds)]
+    if len(kinds) == 1:
+        ctx.say("net: no /dev/vhost-net, so both are measured without it only")
     port = free_port()
     ctx.say("net: two guests")
-    with Pair(ctx, "pci", "q35", [], [ours], theirs) as (us, them):
+    with Pair(ctx, "pci", "q35", [], ours, theirs) as (us, them):
         server = subprocess.Popen(["iperf3", "-s", "-p", str(port)], stdout=subprocess.DEVNULL)
         try:
-            link_up(us, ours)
-            for tap in theirs:
-                link_up(them, tap)
-            return measure_net(ctx, (us, ours), [(them, tap) for tap in theirs], port)
+            pairs = [((us, a), (them, b)) for a, b in zip(ours, theirs)]
+            for pair in pairs:
+                for guest, tap in pair:
+                    link_up(guest, tap)
+            return measure_net(ctx, pairs, port)
         finally:
             server.kill()
             server.wait()
 
 
-def measure_net(ctx, ours, theirs, port):
-    figures = (("net: guest to host", "Mbit/s", lambda g, t: iperf(g, t, port, False)),
-               ("net: host to guest", "Mbit/s", lambda g, t: iperf(g, t, port, True)),
-               ("net: round trip", "us", round_trip))
-    samples = {what: [[] for _ in range(1 + len(theirs))] for what, _, _ in figures}
+def measure_net(ctx, pairs, port):
+    figures = (("guest to host", "Mbit/s", lambda g, t: iperf(g, t, port, False)),
+               ("host to guest", "Mbit/s", lambda g, t: iperf(g, t, port, True)),
+               ("round trip", "us", round_trip))
+    rows = [(Row("net", f"net{' vhost' * tap.vhost}: {what}", unit, unit == "us",
+                 "QEMU q35" + " vhost" * tap.vhost), pair, function)
+            for pair in pairs for tap in [pair[0][1]] for what, unit, function in figures]
     for i in range(ctx.runs):
         ctx.say(f"net: run {i + 1} of {ctx.runs}")
-        for what, _, function in figures:
-            for where, (guest, tap) in zip(samples[what], [ours, *theirs]):
-                where.append(function(guest, tap))
-    return [Row("net", what, unit, unit == "us", "QEMU q35" + (" vhost" if tap.vhost else ""),
-                samples[what][0], samples[what][1 + n])
-            for n, (_, tap) in enumerate(theirs) for what, unit, _ in figures]
+        for row, pair, function in rows:
+            for samples, (guest, tap) in zip((row.coracle, row.other), pair):
+                samples.append(function(guest, tap))
+    return [row for row, _, _ in rows]
 
 
 def migrate(ctx):

@@ -52,7 +52,7 @@ def coracle(transport, cmdline, disks, taps):
     for disk in disks:
         argv += ["--disk", disk]
     for tap in taps:
-        argv += ["--net", f"{tap.name},mac={tap.mac}"]
+        argv += ["--net", f"{tap.name},mac={tap.mac},vhost={'on' if tap.vhost else 'off'}"]
     return argv
 
 

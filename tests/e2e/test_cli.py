@@ -79,6 +79,9 @@ def any_kernel():
     (("--net", "fd=5:6", "--net", "fd=6"), "same fd 6"),
     (("--net", "fd=5:6,queues=3"), "fd has 2 of the 3 descriptors that queues=3 takes"),
     (("--net", "fd=5,queues=2"), "fd has 1 of the 2 descriptors that queues=2 takes"),
+    (("--net", "t0,vhost=off,vhostfd=5"), "both vhost=off and vhostfd=5"),
+    (("--net", "t0,queues=2,vhostfd=5"), "vhostfd has 1 of the 2 descriptors"),
+    (("--net", "fd=5,vhostfd=5"), "same fd 5"),
     (("--net", "t0,addr=192.0.2.1"), "an address with its prefix length"),
     (("--paused",), "nothing could resume the machine"),
     (("--id", "../../etc"), "--id .*: must be 1 to 63"),
@@ -180,6 +183,18 @@ def test_no_dev_kvm(tmp_path, kernel):
 
 def test_not_a_tap(kernel):
     refused(HOST, "lo is a network interface but not a tap", "--kernel", kernel, "--net", "lo")
+
+
+def test_no_vhost(kernel):
+    """Asked for by name it has to be there; what is inherited has to be it."""
+    if not os.path.exists("/dev/vhost-net"):
+        refused(HOST, "--net: net0: this host has no /dev/vhost-net: load the driver with modprobe "
+                "vhost_net", "--kernel", kernel, "--net", "coraclet7,vhost=on")
+    refused(HOST, "--net: net0: vhostfd=0 is no /dev/vhost-net that can be used", "--kernel", kernel,
+            "--net", "coraclet7,vhostfd=0")
+    refused(HOST, "--net: net0: vhostfd=77 is not open", "--kernel", kernel,
+            "--net", "coraclet7,vhostfd=77")
+    assert not os.path.exists("/sys/class/net/coraclet7")
 
 
 def test_tap_without_permission(tmp_path, kernel):

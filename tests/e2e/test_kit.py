@@ -223,6 +223,24 @@ def test_net(transport, network):
     assert left.returncode != 0, "the tap is still there"
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_misbehaving_net_driver(transport, network):
+    if check_host()[0]["checks"]["tun"]["has"] == "no":
+        pytest.skip("this host has no tun")
+    with Coracle("--kernel", guest("badnet"), "--memory", "8M", "--transport", transport,
+                 "--net", "kit0,vhost=off", prefix=network) as m:
+        m.line("ready")
+        with subprocess.Popen([*network, sys.executable, "-c", ECHO],
+                              stdout=subprocess.PIPE) as echo:
+            try:
+                assert echo.stdout.readline() == b"listening\n"
+                m.send(b"x")
+                assert m.wait() == 0, m.story()
+                assert {"head-beyond", "outside", "receive-outside"} <= set(verdicts(m))
+            finally:
+                echo.kill()
+
+
 # ---- life ----
 
 @pytest.mark.parametrize("how", ["ged", "i8042", "cf9", "triple"])

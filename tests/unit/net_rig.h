@@ -158,11 +158,15 @@ enum rig_far { RIG_LOOP, RIG_SOCKET };
 
 static const uint8_t rig_mac[6] = { 0x52, 0x54, 0, 1, 2, 3 };
 
-static inline struct rig *rig_new(enum rig_far far, unsigned pairs, uint16_t queue_size)
+/* @vhost: one a pair, or NULL. */
+static inline struct rig *rig_new_vhost(enum rig_far far, unsigned pairs, uint16_t queue_size,
+					struct vhost **vhost)
 {
-	struct virtio_net_options o = {
-		.name = "net.t", .mtu = 1500, .pairs = pairs, .queue_size = queue_size
-	};
+	struct virtio_net_options o = { .name = "net.t",
+					.mtu = 1500,
+					.pairs = pairs,
+					.queue_size = queue_size,
+					.vhost = vhost };
 	struct rig *r = calloc(1, sizeof(*r));
 	struct netif *ifs[2];
 	struct err err = { 0 };
@@ -190,6 +194,11 @@ static inline struct rig *rig_new(enum rig_far far, unsigned pairs, uint16_t que
 	r->v->transport = &rig_transport;
 	r->v->transport_data = r;
 	return r;
+}
+
+static inline struct rig *rig_new(enum rig_far far, unsigned pairs, uint16_t queue_size)
+{
+	return rig_new_vhost(far, pairs, queue_size, NULL);
 }
 
 static inline void rig_free(struct rig *r)

@@ -306,6 +306,51 @@ static void test_dirty_words(void **state)
 	gmem_free(m);
 }
 
+/* A log by guest address, in which regions share words, has what somebody else wrote. */
+static void test_dirty_log(void **state)
+{
+	const struct {
+		gpa_t at;
+		unsigned pages;
+	} part[] = { { 0, 3 }, { 3 * PAGE, 70 }, { 100 * PAGE, 28 }, { 0x100000000, 130 } };
+	enum { PARTS = sizeof(part) / sizeof(part[0]), WORDS = 3 };
+	struct err err = { 0 };
+	struct gmem *m = gmem_new(&err);
+	uint64_t got[WORDS], want[WORDS];
+
+	assert_non_null(m);
+	assert_null(gmem_dirty_log(m, &err)); /* of nothing */
+	for (unsigned i = 0; i < PARTS; i++)
+		ram(m, part[i].at, part[i].pages * PAGE);
+	assert_int_equal(gmem_dirty_start(m, &err), 0);
+	uint64_t *log = gmem_dirty_log(m, &err);
+
+	assert_non_null(log);
+	assert_ptr_equal(gmem_dirty_log(m, &err), log);
+	for (unsigned step = 1; step < 40; step += 3) {
+		for (unsigned i = 0; i < PARTS; i++)
+			for (uint64_t p = 0; p < part[i].pages; p += step)
+				log[(part[i].at / PAGE + p) / 64] |=
+					UINT64_C(1) << (part[i].at / PAGE + p) % 64;
+		for (unsigned i = 0; i < PARTS; i++) {
+			memset(want, 0, sizeof(want));
+			for (unsigned p = 0; p < part[i].pages; p += step)
+				want[p / 64] |= UINT64_C(1) << p % 64;
+			assert_int_equal(gmem_dirty_fetch(m, i, got, WORDS), 0);
+			assert_memory_equal(got, want, sizeof(want));
+			assert_int_equal(gmem_dirty_fetch(m, i, got, WORDS), 0);
+			memset(want, 0, sizeof(want));
+			assert_memory_equal(got, want, sizeof(want));
+		}
+	}
+	log[0] = 1; /* too late */
+	gmem_dirty_stop(m);
+	assert_int_equal(gmem_dirty_start(m, &err), 0);
+	assert_int_equal(gmem_dirty_fetch(m, 0, got, WORDS), 0);
+	assert_int_equal(got[0], 0);
+	gmem_free(m);
+}
+
 static unsigned resident(const struct gmem_region *r)
 {
 	static unsigned char map[4096];
@@ -671,6 +716,7 @@ int main(void)
 		WITH_RAM(test_index),
 		WITH_RAM(test_dirty),
 		cmocka_unit_test(test_dirty_words),
+		cmocka_unit_test(test_dirty_log),
 		cmocka_unit_test(test_discard),
 		cmocka_unit_test(test_borrowed),
 		cmocka_unit_test(test_load_fd),

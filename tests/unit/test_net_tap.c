@@ -375,6 +375,45 @@ static void test_frames(void **state)
 	n->ops->free(n);
 }
 
+/* The interface's own counters, from the guest's side. */
+static void test_counters(void **state)
+{
+	struct net_tap_options o = { .name = "tt24", .create = true, .pairs = 2, .counters = true };
+	struct netif_counters was, now;
+	struct err err = { 0 };
+	struct netif *n[2];
+	uint8_t frame[NET_VNET_HDR_LEN + 100] = { 0 }, buf[256];
+
+	NEED_TAPS();
+	assert_int_equal(net_tap_open(&o, n, &err), 0);
+	assert_int_equal(n[1]->ops->enable(n[1], false), 0);
+	assert_int_equal(n[0]->ops->counters(n[0], &was), 0);
+	make_frame(frame + NET_VNET_HDR_LEN, 100, 1);
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(n[0]->ops->send(n[0], &(struct iovec){ frame, sizeof(frame) }, 1),
+				 sizeof(frame));
+	assert_int_equal(n[0]->ops->counters(n[0], &now), 0);
+	assert_int_equal(now.tx_frames - was.tx_frames, 3);
+	assert_int_equal(now.tx_bytes - was.tx_bytes, 300);
+
+	cleanup_fd int s = packet_socket("tt24");
+
+	make_frame(frame, 100, 2);
+	assert_int_equal(send(s, frame, 100, 0), 100);
+	assert_true(receive_ours(n[0], buf, sizeof(buf)) > 0);
+	assert_int_equal(n[0]->ops->counters(n[0], &now), 0);
+	assert_true(now.rx_frames > was.rx_frames);
+	assert_true(now.rx_bytes >= was.rx_bytes + 100);
+	n[0]->ops->free(n[0]);
+	n[1]->ops->free(n[1]);
+
+	o.counters = false;
+	assert_int_equal(net_tap_open(&o, n, &err), 0);
+	assert_int_equal(n[0]->ops->counters(n[0], &now), -ENODEV);
+	n[0]->ops->free(n[0]);
+	n[1]->ops->free(n[1]);
+}
+
 static void test_would_block(void **state)
 {
 	struct net_tap_options o = { .name = "tt11", .create = true, .pairs = 1 };
@@ -687,6 +726,7 @@ int main(void)
 		cmocka_unit_test(test_wrong_kinds),
 		cmocka_unit_test(test_nothing_left),
 		cmocka_unit_test(test_frames),
+		cmocka_unit_test(test_counters),
 		cmocka_unit_test(test_would_block),
 		cmocka_unit_test(test_offloads),
 		cmocka_unit_test(test_segmentation),

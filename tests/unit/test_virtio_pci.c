@@ -405,6 +405,39 @@ static void a_masked_vector_is_pending(void **state)
 	assert_int_equal(rd(f, f->pba, 8), 0);
 }
 
+/* A kernel that works on a queue signals its vector's event; masking, pending bits and saved state hold. */
+static void a_queue_is_its_vectors_event(void **state)
+{
+	struct fixture *f = *state;
+	const struct virtio_transport_ops *ops = f->v->transport;
+	const struct pci_msix_regs *saved = f->v->dev.parts[f->v->dev.nparts - 1].regs;
+	struct event *e;
+
+	assert_null(ops->queue_event(f->v, 1));
+	enable_msix(f);
+	start(f, 0);
+	e = ops->queue_event(f->v, 1);
+	assert_non_null(e);
+	event_signal(e);
+	assert_int_equal(fake_wiring_deliver(&f->fw), 1);
+	assert_int_equal(f->fw.last_data, 0x42);
+	unmask(f, 2, false);
+	event_signal(e);
+	assert_int_equal(fake_wiring_deliver(&f->fw), 0);
+	assert_int_equal(rd(f, f->pba, 8), 1 << 2);
+	ops->settle(f->v);
+	assert_string_equal(f->v->dev.parts[f->v->dev.nparts - 1].desc->name, "msix");
+	for (unsigned i = 0; i < VECTORS; i++)
+		assert_int_equal(saved->pending[i], i == 2);
+	unmask(f, 2, true);
+	assert_int_equal(f->fw.msi_sent, 2);
+	ops->settle(f->v);
+	assert_int_equal(saved->pending[2], 0);
+	common_wr(f, 0x16, 2, 1);
+	common_wr(f, 0x1a, 2, VIRTIO_NO_VECTOR);
+	assert_null(ops->queue_event(f->v, 1));
+}
+
 static void vectors_that_do_not_exist(void **state)
 {
 	struct fixture *f = *state;
@@ -843,6 +876,7 @@ int main(void)
 		T(requests_go_and_come),
 		T(without_msix),
 		T(a_masked_vector_is_pending),
+		T(a_queue_is_its_vectors_event),
 		T(vectors_that_do_not_exist),
 		T(queues_that_do_not_exist),
 		T(fields_are_written_whole),

@@ -1,0 +1,196 @@
+"""test_debian_vhost.py - NICs whose rings the host's kernel works on (vhost-net)
+
+Real vhost-net, so only where /dev/vhost-net is: in the lab's nodes, or on a host with the module. First
+the tiny guests of tests/guest, then one Debian guest. That the kernel did the work is asked of the VMM,
+which says so at the start, and of the threads that vhost-net makes for it.
+"""
+import contextlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from coracle import PROGRAM, Coracle, guest, verdicts, why_no_kvm
+from debian import needs
+from migration import Hold, Proxy, Target, guest_memory
+
+WHY_NOT = why_no_kvm() or (None if os.path.exists("/dev/vhost-net") else
+                           "no /dev/vhost-net here: the lab's nodes have it")
+pytestmark = [pytest.mark.debian, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
+              needs("ip", "nsenter", "unshare")]
+TRANSPORTS = ("pci", "mmio")
+MIB = 1 << 20
+
+FAR_END = """
+import socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88b5))
+s.bind((sys.argv[1], 0x88b5))
+print("listening", flush=True)
+while True:
+    f = s.recv(65536)
+    s.send(f[6:12] + bytes.fromhex("020000000001 88b6") + f[14:])
+"""
+
+
+@pytest.fixture(scope="module", name="inside")
+def fixture_inside():
+    """A command prefix that enters a network namespace of the tests' own."""
+    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo up; exec sleep infinity"],
+                          stdout=subprocess.PIPE) as keeper:
+        try:
+            assert keeper.stdout.readline() == b"up\n"
+            yield ["nsenter", "--net", "--target", str(keeper.pid), "--"]
+        finally:
+            keeper.kill()
+
+
+@contextlib.contextmanager
+def far_end(inside, tap):
+    """The host's side of a tap, which sends the guest's frames back."""
+    with subprocess.Popen([*inside, sys.executable, "-c", FAR_END, tap], stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdout.readline() == b"listening\n"
+            yield
+        finally:
+            process.kill()
+
+
+def has_vhost(machine):
+    machine.err.wait_for(lambda data: True if b", MAC " in data and data.endswith(b"\n") else None,
+                         60)
+    return ", vhost-net" in machine.errors()
+
+
+# ---- tiny guests ----
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_frames(transport, inside):
+    """Of all lengths, there and back, with a reset of the ring's state in between: pause and resume."""
+    with Coracle("--kernel", guest("net"), "--memory", "8M", "--transport", transport,
+                 "--net", "kit0,vhost=on", "--cmdline", "frames=100 sync", prefix=inside) as m:
+        m.line("ready")
+        assert has_vhost(m)
+        with far_end(inside, "kit0"):
+            m.send(b"x")
+            m.line("sync 1")
+            before = m.call("stats")["devices"]["net.net0"]
+            assert before["rx-frames"] >= 100 and before["tx-frames"] >= 100, before
+            m.call("pause")
+            m.call("resume")
+            m.send(b"x")
+            assert m.wait() == 0, m.story()
+            assert {"frames", "frames-after-sync"} <= set(verdicts(m))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_misbehaving_driver(transport, inside):
+    """What the kernel says of a broken ring becomes DEVICE_NEEDS_RESET; a reset makes all well."""
+    with Coracle("--kernel", guest("badnet"), "--memory", "8M", "--transport", transport,
+                 "--net", "kit0,vhost=on", prefix=inside) as m:
+        m.line("ready")
+        assert has_vhost(m)
+        with far_end(inside, "kit0"):
+            m.send(b"x")
+            assert m.wait() == 0, m.story()
+            assert "receive-outside" in verdicts(m)
+        assert "vhost-net cannot follow a ring" in m.errors()
+
+
+def churn(inside, transport, vhost, tap, *, pages=1024):
+    m = Coracle("--kernel", guest("netchurn"), "--memory", "16M", "--hugepages", "off",
+                "--transport", transport, "--net", f"{tap},id=n0,vhost={vhost}",
+                "--cmdline", f"pages={pages}", prefix=inside)
+    m.line("ready")
+    return m
+
+
+def good_end(m):
+    m.send(b"x")
+    assert m.wait() == 0, m.story()
+    assert "netchurn" in verdicts(m)
+
+
+@contextlib.contextmanager
+def migrating(m, address):
+    with subprocess.Popen([PROGRAM, "ctl", m.socket_path, "migrate", address], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("there", ["on", "off"])
+def test_every_page_is_the_sources(transport, there, inside, tmp_path):
+    """The kernel writes to the guest's memory while it moves; at the switch all of it is the same at
+    both ends, whoever works on the rings there."""
+    size = 16 * MIB
+    hold = Hold("ready")
+    with churn(inside, transport, "on", "kit0") as m, \
+            Target(tmp_path, "--net", f"id=n0,tap=kit1,vhost={there}", prefix=inside) as t, \
+            Proxy(tmp_path, t.address, hold) as proxy, far_end(inside, "kit0"):
+        assert has_vhost(m)
+        m.send(b"x")
+        m.line("all pages")
+        with migrating(m, proxy.address) as process:
+            hold.wait()
+            ours, theirs = guest_memory(m, size), guest_memory(t, size)
+            wrong = [i for i in range(0, size, 4096) if ours[i:i + 4096] != theirs[i:i + 4096]]
+            assert not wrong, f"{len(wrong)} pages differ, the first at {wrong[0]:#x}"
+            with far_end(inside, "kit1"):
+                hold.release()
+                assert process.wait() == 0, process.stdout.read()
+                assert has_vhost(t) == (there == "on")
+                good_end(t)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_there_and_back(transport, inside, tmp_path):
+    """From vhost-net to this process's own loop and back, four times."""
+    m = churn(inside, transport, "on", "kit0", pages=128)
+    with far_end(inside, "kit0"):
+        m.send(b"x")
+        m.line("all pages")
+    for i in range(1, 5):
+        with m:
+            t = Target(tmp_path, "--net", f"id=n0,tap=kit{i},vhost={'on' if i % 2 == 0 else 'off'}",
+                       prefix=inside)
+            done = m.ctl("migrate", t.address)
+            assert done.returncode == 0, done.stderr + m.story()
+            assert has_vhost(t) == (i % 2 == 0)
+        m = t
+    with m, far_end(inside, "kit4"):
+        good_end(m)
+
+
+@pytest.mark.parametrize("vhost", ["on", "off"])
+def test_snapshot(vhost, inside, tmp_path):
+    """Taken under the kernel's hands, restored to either."""
+    with churn(inside, "pci", "on", "kit0", pages=128) as m, far_end(inside, "kit0"):
+        m.send(b"x")
+        m.line("all pages")
+        m.snapshot(tmp_path / "snap")
+        good_end(m)
+    with Coracle(tmp_path / "snap", "--net", f"id=n0,tap=kit0,vhost={vhost}", command="restore",
+                 prefix=inside) as m:
+        assert has_vhost(m) == (vhost == "on")
+        with far_end(inside, "kit0"):
+            good_end(m)
+
+
+def test_cancelled_migration(inside, tmp_path):
+    """Logging goes on and off again, and frames go on."""
+    with churn(inside, "pci", "on", "kit0", pages=128) as m, far_end(inside, "kit0"):
+        m.send(b"x")
+        m.line("all pages")
+        for _ in range(3):
+            hold = Hold("round-end")
+            with Target(tmp_path, "--net", "id=n0,tap=kit1", prefix=inside) as t, \
+                    Proxy(tmp_path, t.address, hold) as proxy, migrating(m, proxy.address) as process:
+                hold.wait()
+                hold.release("cut")
+                assert process.wait() != 0
+        good_end(m)
