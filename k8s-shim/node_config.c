@@ -34,6 +34,7 @@ static const struct key keys[] = {
 	{ "console", TEXT, AT(console), 0, 0 },
 	{ "transport", TEXT, AT(transport), 0, 0 },
 	{ "log-level", TEXT, AT(log_level), 0, 0 },
+	{ "vhost", TEXT, AT(vhost), 0, 0 },
 	{ "memory", SIZE, AT(memory), MIB, UINT64_C(1) << 44 },
 	{ "memory-max", SIZE, AT(memory_max), MIB, UINT64_C(1) << 44 },
 	{ "cpus", COUNT, AT(cpus), 1, 64 },
@@ -245,6 +246,7 @@ void node_config_fini(struct node_config *c)
 	free(c->console);
 	free(c->transport);
 	free(c->log_level);
+	free(c->vhost);
 	free_list(c->annotations);
 	memset(c, 0, sizeof(*c));
 }

@@ -22,6 +22,7 @@ struct node_config {
 	char *console;   /* "serial" or "virtio"; NULL: serial */
 	char *transport; /* NULL: coracle's default */
 	char *log_level; /* NULL: coracle's default */
+	char *vhost;     /* of NICs; NULL: coracle's default */
 	uint64_t memory; /* guest RAM of a pod without a memory limit */
 	uint64_t memory_max;
 	unsigned cpus, cpus_max; /* vCPUs without a CPU limit; at most */

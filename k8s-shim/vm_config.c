@@ -178,7 +178,7 @@ static void add_taps(struct json_object *o, const struct pod_nic *nic)
 	add_text(o, "fd", text);
 }
 
-static void add_nics(struct json_object *o, const struct pod_net *net)
+static void add_nics(struct json_object *o, const struct pod_net *net, const char *vhost)
 {
 	struct json_object *list = json_object_new_array();
 
@@ -190,6 +190,7 @@ static void add_nics(struct json_object *o, const struct pod_net *net)
 		snprintf(mac, sizeof(mac), "%02x:%02x:%02x:%02x:%02x:%02x", nic->mac[0],
 			 nic->mac[1], nic->mac[2], nic->mac[3], nic->mac[4], nic->mac[5]);
 		add_taps(one, nic);
+		add_text(one, "vhost", vhost);
 		add_text(one, "id", nic->name);
 		add_text(one, "mac", mac);
 		json_object_object_add(one, "mtu", json_object_new_int((int)nic->mtu));
@@ -266,7 +267,7 @@ int vm_config_write(const char *state_dir, const char *id, const struct bundle *
 		rc = add_machine(o, state_dir, id, b, c, err);
 	if (!rc) {
 		add_disks(o, d);
-		add_nics(o, net);
+		add_nics(o, net, c->vhost);
 		rc = write_file(state_dir, o, err);
 	}
 	json_object_put(o);

@@ -129,6 +129,17 @@ def test_cpus_are_the_limit(node, pods, device, limit, cpus):
     no_failures(pod)
 
 
+@pytest.mark.parametrize("vhost", [None, "off"])
+def test_vhost_is_the_nodes_choice(node, pods, device, vhost):
+    kernel(node, "hello", "exit=halt")
+    node.configure(vhost=vhost)
+    pod = pods().start(devices=[(ROOT, device())])
+    nic, = machine(node)["net"]
+    assert nic.get("vhost") == vhost
+    pod.remove()
+    node.configure(vhost=None)
+
+
 def test_nics_have_a_pair_of_queues_a_vcpu(node, pods, device):
     kernel(node, "hello", "exit=halt")
     pod = pods().start(devices=[(ROOT, device())], cpus=3)
