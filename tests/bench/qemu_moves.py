@@ -3,7 +3,8 @@
 QEMU has its smallest machine, its RAM as a backend of its own, no limit of bandwidth but the one given
 to both, and where several connections are wanted, multifd. What it is told waits on its monitor's
 socket before it starts, so that no time is lost in between. Its guests are the same programs by their
-multiboot header.
+multiboot header. What counts is what its events say: a migration is over when the target has all, and the
+guest stands still from STOP to the target's RESUME. Its own figures end when the source has sent all.
 
 A restored machine of QEMU's runs the same three instructions to the first output as Coracle's. They are
 its firmware here, behind a loop that ends when a byte in RAM is not zero: a machine that has never run
@@ -33,7 +34,10 @@ ENOUGH = 1 << 40    # bytes a second: no limit
 
 
 class Qemu(Guest):
-    """@commands: (name, arguments) for its monitor. @files: descriptors it gets, too"""
+    """@commands: (name, arguments) for its monitor. @files: descriptors it gets, too
+
+    .events has when, in milliseconds, it last told of each; of a migration, when it came to each state.
+    """
 
     def __init__(self, args, commands=(), files=(), inside=()):
         self.qmp, theirs = socket.socketpair()
@@ -60,8 +64,8 @@ class Qemu(Guest):
         for line in self.lines:
             said = json.loads(line)
             if "event" in said:
-                at = said["timestamp"]
-                self.events[said["event"]] = at["seconds"] * 1000 + at["microseconds"] / 1000
+                at, what = said["timestamp"], said.get("data", {}).get("status")
+                self.events[what or said["event"]] = at["seconds"] * 1000 + at["microseconds"] / 1000
             elif "error" in said:
                 raise BenchError(f"QEMU: {said['error']['desc']}")
             elif "return" in said:
@@ -155,9 +159,9 @@ def restore(ctx, row):
 # ---- migration ----
 
 def prepare(machine, connections, bandwidth):
+    command, arguments = capabilities("events", *["multifd"] * (connections > 1))
+    machine.ask(command, **arguments)
     if connections > 1:
-        command, arguments = capabilities("multifd")
-        machine.ask(command, **arguments)
         machine.ask("migrate-set-parameters", **{"multifd-channels": connections})
     machine.ask("migrate-set-parameters", **{"max-bandwidth": bandwidth, "downtime-limit": 50})
 
@@ -178,13 +182,15 @@ def move(ctx, connections=1, pages=PAGES, pace=0, paused=False, inside=(), bandw
         moves.need(moves.COPY, "touch", moves.FREE_MIB)
         with moves.peaks_of((here, there), peaks):
             here.ask("migrate", uri=uri)
-            done = here.until("query-migrate", "completed", "failed")
+            here.until("query-migrate", "completed", "failed")
+        there.until("query-migrate", "completed", "failed")
         there.until("query-status", "running", "paused")
         if paused:
             there.ask("cont")
         there.send("x")
         there.wait_for("ok churn", DEADLINE)
-        return done["total-time"] / 1000, there.events.get("RESUME", 0) - here.events["STOP"]
+        return ((there.events["completed"] - here.events["setup"]) / 1000,
+                there.events.get("RESUME", 0) - here.events["STOP"])
 
 
 def migrate(ctx, row):
