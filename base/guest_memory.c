@@ -65,6 +65,14 @@ struct gmem {
 	size_t log_size; /* bytes, whole pages */
 };
 
+/* Dirty logging needs it. As long as there is one thread it costs nothing, later some milliseconds. */
+static int register_barrier(void)
+{
+	return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) < 0 ?
+		       -errno :
+		       0;
+}
+
 struct gmem *gmem_new(struct err *err)
 {
 	struct gmem *m = calloc(1, sizeof(*m));
@@ -74,6 +82,7 @@ struct gmem *gmem_new(struct err *err)
 		return NULL;
 	}
 	m->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	register_barrier(); /* if it fails, so does the next try, which tells */
 	return m;
 }
 
@@ -532,8 +541,10 @@ int gmem_dirty_start(struct gmem *m, struct err *err)
 	 * A device thread stores and then looks whether it must mark. Once every thread has passed
 	 * this barrier, one that missed the flag has its store visible to whoever copies RAM now.
 	 */
-	if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) < 0)
-		return err_set_sys(err, errno, "cannot log writes to guest RAM: membarrier");
+	int rc = register_barrier();
+
+	if (rc)
+		return err_set_sys(err, rc, "cannot log writes to guest RAM: membarrier");
 	atomic_store(&m->logging, true);
 	if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) < 0) {
 		int e = errno;
