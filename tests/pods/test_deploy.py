@@ -192,3 +192,16 @@ def test_manifests_are_yaml():
     for path in pathlib.Path(DEPLOY).glob("*.yaml"):
         for document in yaml.safe_load_all(path.read_text()):
             assert document["apiVersion"] and document["kind"]
+
+
+def test_overhead_is_enough_for_what_it_says():
+    """The comment's figures, its rule for other sizes, and the value agree."""
+    text = (DEPLOY / "runtimeclass.yaml").read_text()
+    memory = int(re.search(r"^ +memory: (\d+)Mi$", text, re.M)[1])
+    said = " ".join(text.replace("#", " ").split())
+    measured = float(re.search(r"at its most, ([\d.]+) MiB", said)[1])
+    huge, small = map(int, re.search(r"guests of (\d+) GiB \((\d+) without", said).groups())
+    base, per_huge, per_small = map(int, re.search(r"with (\d+) MiB \+ (\d+) \((\d+)\) MiB for each GiB",
+                                                   said).groups())
+    assert base >= 1.5 * measured
+    assert base + per_huge * huge <= memory and base + per_small * small <= memory
