@@ -167,9 +167,9 @@ def test_manual_page_names_every_key():
     source = (TOP / "k8s-shim/node_config.c").read_text()
     keys = re.findall(r'^\t\{ "([a-z-]+)", [A-Z]+, AT', source, re.M)
     page = (TOP / "docs/coracle.json.5").read_text()
-    assert len(keys) == 13
+    assert len(keys) == 14
     assert re.findall(r"^\.It Qq ([a-z-]+)$", page, re.M)[:len(keys) + 4] == [
-        "vmm", "kernel", "initrd", "cmdline", "console", "transport", "log-level", "memory",
+        "vmm", "kernel", "initrd", "cmdline", "console", "transport", "log-level", "vhost", "memory",
         "memory-max", "cpus", "cpus-max", "disk-direct", "annotations", "mode", "cloud-init-from",
         "kernel-args", "console"]
     assert set(keys) <= set(re.findall(r"^\.It Qq ([a-z-]+)$", page, re.M))
