@@ -162,15 +162,20 @@ static int set_all(int fd, struct msr_list *all, struct err *err)
 	return 0;
 }
 
-/* Software KVM shows the host's counter whatever is set. Ahead is harmless, back is not. */
-static void look_at_tsc(int fd, uint64_t want)
+/*
+ * Software KVM shows the host's counter whatever is set. Ahead is harmless, back is not. Less than a
+ * second is neither: counters that are set so close to one another KVM takes for one, the first's, and
+ * what passed between reading two of them the stopped guest has not seen.
+ */
+static void look_at_tsc(int fd, const struct vcpu_regs *r, uint64_t want)
 {
+	uint64_t second = (uint64_t)r->tsc_khz * 1000;
 	struct {
 		struct kvm_msrs head;
 		struct kvm_msr_entry entry;
 	} one = { .head.nmsrs = 1, .entry = { .index = MSR_TSC } };
 
-	if (ioctl(fd, KVM_GET_MSRS, &one) == 1 && one.entry.data < want)
+	if (ioctl(fd, KVM_GET_MSRS, &one) == 1 && one.entry.data + second < want)
 		log_warn("this host's KVM does not set time stamp counters: the guest's goes back");
 }
 
@@ -202,6 +207,6 @@ int vcpu_msrs_load(int fd, const struct vcpu_regs *r, uint64_t tsc_elapsed, stru
 	int rc = set_all(fd, l, err);
 
 	if (!rc && n && l->entries[0].index == MSR_TSC)
-		look_at_tsc(fd, l->entries[0].data);
+		look_at_tsc(fd, r, l->entries[0].data);
 	return rc;
 }
