@@ -9,7 +9,6 @@ import pytest
 
 from debian_pod import why_not  # first: it makes the others of tests/e2e known
 from debian import IMAGE, TOP
-from node import netns
 
 DEMO = str(TOP / "tools/demo-pod")
 SECONDS = 900
@@ -24,7 +23,7 @@ def nothing_left():
         image = os.stat(IMAGE / "root.ext4")
         loops = subprocess.run(["losetup", "-l", "-n", "-O", "BACK-FILE"], check=True,
                                capture_output=True, text=True).stdout
-        return (image.st_mtime_ns, image.st_size, netns(),
+        return (image.st_mtime_ns, image.st_size,
                 [name for name in os.listdir("/var/tmp") if name.startswith("coracle-demo-pod-")],
                 [name for name in os.listdir("/tmp") if name.startswith("coracle-pods-")],
                 loops.count("coracle-demo-pod-"))
