@@ -464,6 +464,8 @@ def test_one_at_a_time(tmp_path):
             assert again.returncode == 1 and "migrate is under way" in again.stderr
             hold.release()
             assert moving.wait()[0] == 0
+        if t.call("info")["job"]:  # it tells the source that it runs, and then is done
+            t.event("job-done")
         assert t.call("info")["job"] is None
         good_end(t)
 
