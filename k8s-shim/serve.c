@@ -111,7 +111,9 @@ static void on_change(struct pod *p)
 {
 	struct daemon *d = (struct daemon *)((char *)p - offsetof(struct daemon, pod));
 
-	if (LIST_EMPTY(&p->tasks))
+	if (LIST_EMPTY(&p->tasks) && p->not_needed)
+		shut_down(d);
+	else if (LIST_EMPTY(&p->tasks))
 		loop_timer_arm(&d->idle, IDLE, 0);
 	else
 		loop_timer_disarm(&d->idle);

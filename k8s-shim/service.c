@@ -181,8 +181,14 @@ static void do_connect(struct service *s, const Pb__ConnectRequest *r, struct tt
 
 static void do_shutdown(struct service *s, const Pb__ShutdownRequest *r, struct ttrpc_call *call)
 {
+	struct task *t;
+
 	ttrpc_reply(call, &empty.base);
 	/* Asked for each container that goes; the pod's others still need us. */
+	LIST_FOREACH(t, &s->pod->tasks, link)
+	if (!t->failed)
+		return;
+	s->pod->not_needed = true; /* but for processes that have not ended yet */
 	if (LIST_EMPTY(&s->pod->tasks))
 		s->shut_down(s->opaque);
 }

@@ -162,6 +162,7 @@ void task_create(struct pod *p, const Pb__CreateTaskRequest *r, struct ttrpc_cal
 	t->pod = p;
 	STAILQ_INIT(&t->waiters);
 	LIST_INSERT_HEAD(&p->tasks, t, link);
+	p->not_needed = false;
 	if (p->on_change)
 		p->on_change(p);
 	if (create(t, r, &err)) {

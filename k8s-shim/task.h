@@ -53,6 +53,7 @@ struct pod {
 	const char *address, *ns; /* containerd's */
 	LIST_HEAD(, task) tasks;
 	void (*on_change)(struct pod *p); /* there is one task more or less; NULL: nobody minds */
+	bool not_needed; /* says containerd: once there is no task any more, the shim may go */
 };
 
 struct task *task_find(const struct pod *p, const char *id); /* NULL: none */

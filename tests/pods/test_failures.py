@@ -213,6 +213,50 @@ def memory_limit(node):
     return pytest.skip("no control groups here that limit memory")
 
 
+# Says that it is there, but has no serial port, and cannot be killed before the test lets it.
+STUCK = """#!/bin/sh
+/usr/bin/python3 - "$@" <<'END' &
+import json, os, re, socket, sys
+with open(f"/proc/{os.getppid()}/cgroup", encoding="ascii") as f:
+    group = re.search(r":freezer:(.*)", f.read()).group(1)
+for path, text in (("/cgroup.procs", "0"), (f"{group}/freezer.state", "FROZEN")):
+    with open("/sys/fs/cgroup/freezer" + path, "w", encoding="ascii") as f:
+        f.write(text)
+with open(sys.argv[-1], encoding="utf-8") as f:
+    control = json.load(f)["control"]
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(control)
+listener.listen()
+client, _ = listener.accept()
+request = json.loads(client.recv(65536))
+client.sendall(json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": {}}).encode() + b"\\n")
+client.recv(1)
+END
+exec sleep 1000
+"""
+
+
+def test_shutdown_before_the_last_process_has_ended(node, pods, device, tmp_path):
+    """containerd asks once; the shim goes as soon as it can, not after its time of waiting for tasks."""
+    if not os.path.exists("/sys/fs/cgroup/freezer"):
+        pytest.skip("no freezer of control groups version 1 here")
+    script, vmm = tmp_path / "coracle", node.config["vmm"]
+    script.write_text(STUCK)
+    script.chmod(0o755)
+    pod = pods()
+    try:
+        node.configure(vmm=str(script))
+        with pytest.raises(cri.Refused, match="serial port"):
+            pod.start(devices=[(ROOT, device())])
+    finally:
+        node.configure(vmm=vmm)
+    group = freezer(node, pod)
+    pod.remove()
+    assert daemons(node)
+    group.write_text("THAWED")
+    node.check_clean()
+
+
 def test_out_of_memory(node, pods, device):
     """The pod's group is too small for what the guest touches."""
     kernel(node, "churn", "pages=40000")

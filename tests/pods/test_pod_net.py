@@ -83,13 +83,16 @@ def fixture_far_node(device):  # disks outlive pods
         return made[0]
 
     yield make
-    for node in made:
-        for pod in node.cri("ListPodSandbox").items:
-            node.cri("StopPodSandbox", pod_sandbox_id=pod.id)
-            node.cri("RemovePodSandbox", pod_sandbox_id=pod.id)
-        node.check_clean()
-        node.close()
-    space.remove()
+    try:
+        for node in made:
+            for pod in node.cri("ListPodSandbox").items:
+                node.cri("StopPodSandbox", pod_sandbox_id=pod.id)
+                node.cri("RemovePodSandbox", pod_sandbox_id=pod.id)
+            node.check_clean()
+    finally:
+        for node in made:
+            node.close()
+        space.remove()
 
 
 def test_attachment(far_node, device):
