@@ -156,7 +156,7 @@ def measure(ctx, row):
     need_tools()
     peer = "runc"
     rows = [row("pods", "pod: start to running", "ms", True, peer),
-            row("pods", "pod: memory beside guest RAM", "MiB", True, peer),
+            row("pods", "pod: memory beside guest RAM (4 wanted)", "MiB", True, peer),
             row("pods", f"{MANY} pods at once: until all run", "s", True, peer),
             row("pods", f"{MANY} pods: memory of each beside guest RAM", "MiB", True, peer)]
 
