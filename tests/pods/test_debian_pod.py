@@ -215,6 +215,7 @@ class TestOneGuest:
 def shell(pod):
     """The console of a guest whose init is a shell."""
     console = debian_pod.Console(pod)
+    console.send(b"\n")  # its prompt may have come before us
     console.prompt(BOOT)
     return console
 
