@@ -168,7 +168,7 @@ static void check_text(const char *text, size_t len)
 static void one_message(struct rig *r, const char *text, size_t len)
 {
 	struct control_peer peer = { .number = 1 };
-	struct control_target target = { &r->vm, -1, &peer };
+	struct control_target target = { .vm = &r->vm, .statm_fd = -1, .peer = &peer };
 	struct json_object *o = jsonrpc_answer(control_methods, &target, text, len);
 	const char *out;
 	size_t n;
