@@ -114,8 +114,10 @@ def good_end(m):
 
 @contextlib.contextmanager
 def migrating(m, address):
-    with subprocess.Popen([PROGRAM, "ctl", m.socket_path, "migrate", address], text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    """The guest never rests, and this host is slow: whatever it has written last may take its time."""
+    with subprocess.Popen([PROGRAM, "ctl", m.socket_path, "migrate", address, "--downtime-ms",
+                           "10000"], text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT) as process:
         try:
             yield process
         finally:
