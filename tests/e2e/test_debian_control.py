@@ -16,6 +16,7 @@ import pytest
 from coracle import Coracle, PROGRAM
 from debian import (Debian, IMAGE, MIB, assert_clean, host, kernel_warnings, needs, root_disk,
                     scratch_dir, sparse, why_not)
+from netns import network_namespace
 
 WHY_NOT = why_not()
 pytestmark = [pytest.mark.debian, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
@@ -30,12 +31,8 @@ class Place:
         self.root = root_disk(self.dir)
         self.data = sparse(f"{self.dir}/data", 64 * MIB)
         self.socket = f"{self.dir}/control"
-        keeper = stack.enter_context(subprocess.Popen(
-            ["unshare", "--net", "sh", "-c", "echo up; exec sleep infinity"],
-            stdout=subprocess.PIPE))
-        stack.callback(keeper.kill)
-        assert keeper.stdout.readline() == b"up\n"
-        self.inside = ["nsenter", "--net", "--target", str(keeper.pid), "--"]
+        self.inside = stack.enter_context(network_namespace())
+        assert self.inside
 
     def start(self):
         m = Debian("--cpus", 2, "--control", self.socket, "--net", "tap-e2e,addr=192.0.2.1/24",

@@ -16,6 +16,7 @@ import sys
 import pytest
 
 from debian import Debian, MIB, host, kernel_warnings, needs, why_not
+from netns import network_namespace
 
 WHY_NOT = why_not()
 pytestmark = [pytest.mark.debian, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
@@ -62,13 +63,9 @@ print(sum.hexdigest(), flush=True)
 @pytest.fixture(scope="module", name="inside")
 def fixture_inside():
     """A command prefix that enters a new network namespace."""
-    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo up; exec sleep infinity"],
-                          stdout=subprocess.PIPE) as keeper:
-        try:
-            assert keeper.stdout.readline() == b"up\n"
-            yield ["nsenter", "--net", "--target", str(keeper.pid), "--"]
-        finally:
-            keeper.kill()
+    with network_namespace() as prefix:
+        assert prefix
+        yield prefix
 
 
 def links(inside):

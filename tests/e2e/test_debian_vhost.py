@@ -7,13 +7,13 @@ which says so at the start, and of the threads that vhost-net makes for it.
 import contextlib
 import os
 import subprocess
-import sys
 
 import pytest
 
 from coracle import PROGRAM, Coracle, guest, verdicts, why_no_kvm
 from debian import needs
 from migration import Hold, Proxy, Target, guest_memory
+from netns import echo, network_namespace
 
 WHY_NOT = why_no_kvm() or (None if os.path.exists("/dev/vhost-net") else
                            "no /dev/vhost-net here: the lab's nodes have it")
@@ -22,39 +22,13 @@ pytestmark = [pytest.mark.debian, pytest.mark.skipif(WHY_NOT is not None, reason
 TRANSPORTS = ("pci", "mmio")
 MIB = 1 << 20
 
-FAR_END = """
-import socket, sys
-s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88b5))
-s.bind((sys.argv[1], 0x88b5))
-print("listening", flush=True)
-while True:
-    f = s.recv(65536)
-    s.send(f[6:12] + bytes.fromhex("020000000001 88b6") + f[14:])
-"""
-
 
 @pytest.fixture(scope="module", name="inside")
 def fixture_inside():
     """A command prefix that enters a network namespace of the tests' own."""
-    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo up; exec sleep infinity"],
-                          stdout=subprocess.PIPE) as keeper:
-        try:
-            assert keeper.stdout.readline() == b"up\n"
-            yield ["nsenter", "--net", "--target", str(keeper.pid), "--"]
-        finally:
-            keeper.kill()
-
-
-@contextlib.contextmanager
-def far_end(inside, tap):
-    """The host's side of a tap, which sends the guest's frames back."""
-    with subprocess.Popen([*inside, sys.executable, "-c", FAR_END, tap], stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL) as process:
-        try:
-            assert process.stdout.readline() == b"listening\n"
-            yield
-        finally:
-            process.kill()
+    with network_namespace() as prefix:
+        assert prefix
+        yield prefix
 
 
 def has_vhost(machine):
@@ -72,7 +46,7 @@ def test_frames(transport, inside):
                  "--net", "kit0,vhost=on", "--cmdline", "frames=100 sync", prefix=inside) as m:
         m.line("ready")
         assert has_vhost(m)
-        with far_end(inside, "kit0"):
+        with echo(inside, "kit0"):
             m.send(b"x")
             m.line("sync 1")
             before = m.call("stats")["devices"]["net.net0"]
@@ -91,7 +65,7 @@ def test_misbehaving_driver(transport, inside):
                  "--net", "kit0,vhost=on", prefix=inside) as m:
         m.line("ready")
         assert has_vhost(m)
-        with far_end(inside, "kit0"):
+        with echo(inside, "kit0"):
             m.send(b"x")
             assert m.wait() == 0, m.story()
             assert "receive-outside" in verdicts(m)
@@ -133,7 +107,7 @@ def test_every_page_is_the_sources(transport, there, inside, tmp_path):
     hold = Hold("ready")
     with churn(inside, transport, "on", "kit0") as m, \
             Target(tmp_path, "--net", f"id=n0,tap=kit1,vhost={there}", prefix=inside) as t, \
-            Proxy(tmp_path, t.address, hold) as proxy, far_end(inside, "kit0"):
+            Proxy(tmp_path, t.address, hold) as proxy, echo(inside, "kit0"):
         assert has_vhost(m)
         m.send(b"x")
         m.line("all pages")
@@ -142,7 +116,7 @@ def test_every_page_is_the_sources(transport, there, inside, tmp_path):
             ours, theirs = guest_memory(m, size), guest_memory(t, size)
             wrong = [i for i in range(0, size, 4096) if ours[i:i + 4096] != theirs[i:i + 4096]]
             assert not wrong, f"{len(wrong)} pages differ, the first at {wrong[0]:#x}"
-            with far_end(inside, "kit1"):
+            with echo(inside, "kit1"):
                 hold.release()
                 assert process.wait() == 0, process.stdout.read()
                 assert has_vhost(t) == (there == "on")
@@ -153,7 +127,7 @@ def test_every_page_is_the_sources(transport, there, inside, tmp_path):
 def test_there_and_back(transport, inside, tmp_path):
     """From vhost-net to this process's own loop and back, four times."""
     m = churn(inside, transport, "on", "kit0", pages=128)
-    with far_end(inside, "kit0"):
+    with echo(inside, "kit0"):
         m.send(b"x")
         m.line("all pages")
     for i in range(1, 5):
@@ -164,14 +138,14 @@ def test_there_and_back(transport, inside, tmp_path):
             assert done.returncode == 0, done.stderr + m.story()
             assert has_vhost(t) == (i % 2 == 0)
         m = t
-    with m, far_end(inside, "kit4"):
+    with m, echo(inside, "kit4"):
         good_end(m)
 
 
 @pytest.mark.parametrize("vhost", ["on", "off"])
 def test_snapshot(vhost, inside, tmp_path):
     """Taken under the kernel's hands, restored to either."""
-    with churn(inside, "pci", "on", "kit0", pages=128) as m, far_end(inside, "kit0"):
+    with churn(inside, "pci", "on", "kit0", pages=128) as m, echo(inside, "kit0"):
         m.send(b"x")
         m.line("all pages")
         m.snapshot(tmp_path / "snap")
@@ -179,13 +153,13 @@ def test_snapshot(vhost, inside, tmp_path):
     with Coracle(tmp_path / "snap", "--net", f"id=n0,tap=kit0,vhost={vhost}", command="restore",
                  prefix=inside) as m:
         assert has_vhost(m) == (vhost == "on")
-        with far_end(inside, "kit0"):
+        with echo(inside, "kit0"):
             good_end(m)
 
 
 def test_cancelled_migration(inside, tmp_path):
     """Logging goes on and off again, and frames go on."""
-    with churn(inside, "pci", "on", "kit0", pages=128) as m, far_end(inside, "kit0"):
+    with churn(inside, "pci", "on", "kit0", pages=128) as m, echo(inside, "kit0"):
         m.send(b"x")
         m.line("all pages")
         for _ in range(3):

@@ -11,6 +11,7 @@ import subprocess
 import pytest
 
 from coracle import PROGRAM, TIMEOUT, Coracle, check_host, verdicts, why_no_kvm
+from netns import echo, network_namespace
 
 TOP = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = sorted(p for p in (TOP / "tests/golden").glob("v*/*") if p.is_dir())
@@ -106,25 +107,15 @@ def test_mmio_goes_on(snapshot, tmp_path):
     """With a tap of its own, and a peer that answers frames."""
     if check_host()[0]["checks"]["tun"]["has"] == "no":
         pytest.skip("this host has no tun")
-    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo up; exec sleep infinity"],
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as keeper:
-        try:
-            if keeper.stdout.readline() != b"up\n":
-                pytest.skip("needs the right to make a network namespace")
-            enter = ["nsenter", "--net", "--target", str(keeper.pid), "--"]
-            with goes_on(snapshot, tmp_path, "--net", "id=n0,tap=kit0", prefix=enter) as m:
-                assert m.call("info")["state"] == "paused"
-                m.call("resume")
-                with subprocess.Popen([*enter, "python3", TOP / "tests/e2e/echo.py", "kit0"],
-                                      stdout=subprocess.PIPE) as echo:
-                    try:
-                        assert echo.stdout.readline() == b"listening\n"
-                        m.send(b"x")
-                        m.line("sync 1")
-                        m.send(b"x")
-                        assert m.wait() == 0, m.story()
-                        assert {"frames", "frames-after-sync"} <= set(verdicts(m))
-                    finally:
-                        echo.kill()
-        finally:
-            keeper.kill()
+    with network_namespace() as enter:
+        if not enter:
+            pytest.skip("needs the right to make a network namespace")
+        with goes_on(snapshot, tmp_path, "--net", "id=n0,tap=kit0", prefix=enter) as m:
+            assert m.call("info")["state"] == "paused"
+            m.call("resume")
+            with echo(enter, "kit0"):
+                m.send(b"x")
+                m.line("sync 1")
+                m.send(b"x")
+                assert m.wait() == 0, m.story()
+                assert {"frames", "frames-after-sync"} <= set(verdicts(m))

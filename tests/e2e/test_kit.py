@@ -6,11 +6,11 @@ the whole: processors, memory, chips, disks, NICs, resets, exit statuses.
 import re
 import signal
 import subprocess
-import sys
 
 import pytest
 
 from coracle import Coracle, ControlError, PROGRAM, check_host, guest, verdicts, why_no_kvm
+from netns import echo, network_namespace
 
 WHY_NOT = why_no_kvm()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
@@ -180,25 +180,10 @@ def test_misbehaving_disk_driver(transport, aio, tmp_path):
 @pytest.fixture(name="network")
 def fixture_network():
     """A command prefix that enters a network of the test's own."""
-    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo up; exec sleep infinity"],
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as keeper:
-        try:
-            if keeper.stdout.readline() != b"up\n":
-                pytest.skip("needs the right to make a network namespace")
-            yield ["nsenter", "--net", "--target", str(keeper.pid), "--"]
-        finally:
-            keeper.kill()
-
-
-ECHO = """
-import socket
-s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88b5))
-s.bind(("kit0", 0x88b5))
-print("listening", flush=True)
-while True:
-    f = s.recv(65536)
-    s.send(f[6:12] + bytes.fromhex("020000000001 88b6") + f[14:])
-"""
+    with network_namespace() as prefix:
+        if not prefix:
+            pytest.skip("needs the right to make a network namespace")
+        yield prefix
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -209,15 +194,10 @@ def test_net(transport, network):
     with Coracle("--kernel", guest("net"), "--memory", "64M", "--transport", transport,
                  "--net", "kit0", "--cmdline", "frames=200", prefix=network) as m:
         m.line("ready")
-        with subprocess.Popen([*network, sys.executable, "-c", ECHO],
-                              stdout=subprocess.PIPE) as echo:
-            try:
-                assert echo.stdout.readline() == b"listening\n"
-                m.send(b"x")
-                assert m.wait() == 0, m.story()
-                assert "frames" in verdicts(m)
-            finally:
-                echo.kill()
+        with echo(network, "kit0"):
+            m.send(b"x")
+            assert m.wait() == 0, m.story()
+            assert "frames" in verdicts(m)
     left = subprocess.run([*network, "ip", "link", "show", "kit0"], capture_output=True,
                           check=False)
     assert left.returncode != 0, "the tap is still there"
@@ -230,15 +210,10 @@ def test_misbehaving_net_driver(transport, network):
     with Coracle("--kernel", guest("badnet"), "--memory", "8M", "--transport", transport,
                  "--net", "kit0,vhost=off", prefix=network) as m:
         m.line("ready")
-        with subprocess.Popen([*network, sys.executable, "-c", ECHO],
-                              stdout=subprocess.PIPE) as echo:
-            try:
-                assert echo.stdout.readline() == b"listening\n"
-                m.send(b"x")
-                assert m.wait() == 0, m.story()
-                assert {"head-beyond", "outside", "receive-outside"} <= set(verdicts(m))
-            finally:
-                echo.kill()
+        with echo(network, "kit0"):
+            m.send(b"x")
+            assert m.wait() == 0, m.story()
+            assert {"head-beyond", "outside", "receive-outside"} <= set(verdicts(m))
 
 
 # ---- life ----

@@ -18,6 +18,7 @@ import pytest
 from coracle import (PROGRAM, TIMEOUT, Coracle, ControlError, check_host, console_says, guest, verdicts,
                      why_no_kvm)
 from migration import TYPES, Hold, Message, Proxy, Target, connect, crc32c, guest_memory
+from netns import network_namespace
 
 WHY_NOT = why_no_kvm()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
@@ -642,14 +643,10 @@ def fixture_network():
     """A command prefix that enters a network of the test's own."""
     if check_host()[0]["checks"]["tun"]["has"] == "no":
         pytest.skip("this host has no tun")
-    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo up; exec sleep infinity"],
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as keeper:
-        try:
-            if keeper.stdout.readline() != b"up\n":
-                pytest.skip("needs the right to make a network namespace")
-            yield ["nsenter", "--net", "--target", str(keeper.pid), "--"]
-        finally:
-            keeper.kill()
+    with network_namespace() as prefix:
+        if not prefix:
+            pytest.skip("needs the right to make a network namespace")
+        yield prefix
 
 
 FAR_END = """

@@ -11,12 +11,12 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 
 import pytest
 
 from coracle import (PROGRAM, TIMEOUT, Coracle, ControlError, check_host, console_says, guest, verdicts,
                      why_no_kvm)
+from netns import echo, network_namespace
 
 WHY_NOT = why_no_kvm()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
@@ -105,14 +105,14 @@ def test_walk_console(transport, tmp_path):
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_walk_network(transport, network_namespace, tmp_path):
+def test_walk_network(transport, network, tmp_path):
     """With buffers posted before the first frame and frames after it; the tap is made anew."""
     machine = Coracle("--kernel", guest("net"), "--memory", "8M", "--transport", transport,
                       "--net", "kit0,id=n0", "--cmdline", "frames=50 sync",
-                      prefix=network_namespace)
+                      prefix=network)
     told = Story()
     for i, (said, interface) in enumerate([("ready", "kit1"), ("sync 1", "kit2"), ("done", None)]):
-        with machine as m, Echo(network_namespace, f"kit{i}") as echo:
+        with machine as m, echo(network, f"kit{i}") as peer:
             if i:
                 m.send(b"x")
             m.line(said)
@@ -120,32 +120,11 @@ def test_walk_network(transport, network_namespace, tmp_path):
                 m.snapshot(tmp_path / interface, "--stop")
             assert m.wait() == 0, m.story()
             told.add(m)
-            echo.stop()
+            peer.kill()
         if interface:
             machine = Coracle(tmp_path / interface, "--net", f"id=n0,tap={interface}",
-                              command="restore", prefix=network_namespace)
+                              command="restore", prefix=network)
     assert {"frames", "frames-after-sync"} <= set(verdicts(told))
-
-
-class Echo:
-    """Answers a net guest's frames on an interface, from when it is there."""
-
-    def __init__(self, prefix, interface):
-        self.process = subprocess.Popen(
-            [*prefix, sys.executable, os.path.join(os.path.dirname(__file__), "echo.py"), interface],
-            stdout=subprocess.PIPE)
-
-    def __enter__(self):
-        assert self.process.stdout.readline() == b"listening\n"
-        return self
-
-    def stop(self):
-        self.process.kill()
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -414,35 +393,31 @@ def test_refused_processor(snapshot, tmp_path):
     assert "lacks" in message and "CPUID 0x7.0 edx bit" in message, message
 
 
-def test_refused_absent_tap(network_namespace, tmp_path):
+def test_refused_absent_tap(network, tmp_path):
     with Coracle("--kernel", guest("hello"), "--memory", "4M", "--cmdline", "echo",
-                 "--net", "kit0,id=n0", prefix=network_namespace) as m:
+                 "--net", "kit0,id=n0", prefix=network) as m:
         m.line("ready")
         m.snapshot(tmp_path / "snapshot", "--stop")
         assert m.wait() == 0
     with Coracle(tmp_path / "snapshot", "--net", "id=n0,tap=absent0,create=off", command="restore",
-                 prefix=network_namespace) as m:
+                 prefix=network) as m:
         assert m.wait() == 1, m.story()
         assert "absent0" in m.errors() and m.text() == ""
-    with Coracle(tmp_path / "snapshot", command="restore", prefix=network_namespace) as m:
+    with Coracle(tmp_path / "snapshot", command="restore", prefix=network) as m:
         m.send(b"with its tap.")
         m.line("with its tap")
         assert m.wait() == 0
 
 
-@pytest.fixture(name="network_namespace")
-def fixture_network_namespace():
+@pytest.fixture(name="network")
+def fixture_network():
     """A command prefix that enters a network of the test's own."""
     if check_host()[0]["checks"]["tun"]["has"] == "no":
         pytest.skip("this host has no tun")
-    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo up; exec sleep infinity"],
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as keeper:
-        try:
-            if keeper.stdout.readline() != b"up\n":
-                pytest.skip("needs the right to make a network namespace")
-            yield ["nsenter", "--net", "--target", str(keeper.pid), "--"]
-        finally:
-            keeper.kill()
+    with network_namespace() as prefix:
+        if not prefix:
+            pytest.skip("needs the right to make a network namespace")
+        yield prefix
 
 
 # ---- hostile directories ----
