@@ -173,10 +173,11 @@ class TestOneGuest:
     def test_iperf(self, debian, back):
         debian.sh("iperf3 -s -D --one-off >/dev/null; "
                   "until ss -Hltn sport = 5201 | grep -q .; do sleep 0.1; done")
-        report = json.loads(host("iperf3", "-J", "-c", debian.pod.ip(), "-n", "4M",
+        report = json.loads(host("iperf3", "-J", "-c", debian.pod.ip(), "-n", "4M", "-w", "128K",
                                  *(["-R"] if back else [])))
-        # The client ends when it has written all; what was received until then is less.
-        assert "error" not in report and report["end"]["sum_received"]["bytes"] >= MIB
+        # The client ends when it has written all; what is in the sockets' buffers then was not
+        # received, and buffers that nobody limits hold all of it.
+        assert "error" not in report and report["end"]["sum_received"]["bytes"] >= 2 * MIB
 
     def test_one_claim_in_two_pods(self, debian):
         """What is refused says which device, and who has it; kubelet puts it in the pod's events."""
