@@ -2,7 +2,7 @@
  * exit_status.h - how `coracle` ends, in one place
  *
  * coracle(1) describes the same list; scripts and the pod shim read it. A guest's test device
- * (port 0xF4, --testdev on) ends the machine with exit_testdev(value) as isa-debug-exit does: odd,
+ * (port 0xF4, --testdev on) ends the machine with (value << 1 | 1) & 0xff, as isa-debug-exit does: odd,
  * so never EXIT_OK, but it may coincide with an odd one below; so it is off by default.
  *
  * `coracle ctl` ends with EXIT_OK when the machine has done what it was told, EXIT_HOST when there is
@@ -21,10 +21,5 @@ enum exit_status {
 	EXIT_GUEST_PANIC = 6, /* the guest's kernel panicked (--on-panic exit) */
 	EXIT_SIGNAL = 128,    /* + N: killed by signal N, as a shell reports it */
 };
-
-static inline int exit_testdev(unsigned value)
-{
-	return (int)((value << 1 | 1) & 0xff);
-}
 
 #endif
