@@ -5,6 +5,7 @@
  * see: no turn sends more than it may, and input is taken in pieces of what room there was said to be.
  */
 #include "tests/fuzz/virtio_storm.h"
+#include "tests/unit/counting_transport.h"
 #include "virtio/console.h"
 
 #define TURN_MAX (256u << 10)
@@ -29,22 +30,6 @@ static void on_transmit(void *opaque, const uint8_t *data, size_t len)
 static void on_ready(void *opaque)
 {
 }
-
-static void nothing(struct virtio *v)
-{
-}
-
-static void signal_queue(struct virtio *v, unsigned q)
-{
-}
-
-static const struct virtio_transport_ops transport = {
-	.signal_queue = signal_queue,
-	.signal_config = nothing,
-	.reset = nothing,
-	.power_on = nothing,
-	.free = nothing,
-};
 
 /* Mostly in the direction its queue wants. */
 static void add(struct storm *s)
@@ -93,13 +78,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct line line = { 0 };
 	const struct virtio_console_host host = { on_transmit, on_ready, &line };
+	struct counting signals;
 	struct storm s;
 	uint8_t b[8] = { 0 };
 
 	storm_init_bare(&s, data, size);
 	s.v = virtio_console_new("console", &host, s.ram.mem, s.loop, NULL);
 	BUG_ON(!s.v);
-	s.v->transport = &transport;
+	counting_attach(&signals, s.v);
 	storm_start(&s);
 	for (unsigned i = 0; i < STORM_STEPS_MAX && s.left; i++) {
 		const unsigned what = storm_take(&s, 1) % (STORM_STEPS + 3);

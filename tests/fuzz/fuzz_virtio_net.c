@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "tests/unit/counting_transport.h"
 #include "tests/unit/virtio_driver.h"
 #include "virtio/net_priv.h"
 
@@ -32,6 +33,7 @@ struct rig {
 	struct vd_queue q[QUEUES];
 	struct loop *loop;
 	struct virtio *v;
+	struct counting signals;
 	struct netif *far[2];
 	bool honest;
 };
@@ -44,22 +46,6 @@ static uint32_t take(struct input *in, size_t bytes)
 		v |= (uint32_t)*in->at++ << 8 * i;
 	return v;
 }
-
-static void nothing(struct virtio *v)
-{
-}
-
-static void signal_queue(struct virtio *v, unsigned q)
-{
-}
-
-static const struct virtio_transport_ops transport = {
-	.signal_queue = signal_queue,
-	.signal_config = nothing,
-	.reset = nothing,
-	.power_on = nothing,
-	.free = nothing,
-};
 
 static void settle(struct rig *r)
 {
@@ -264,7 +250,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	r.v = virtio_net_new(&o, ifs, r.ram.mem, r.loop, NULL);
 	BUG_ON(!r.v);
-	r.v->transport = &transport;
+	counting_attach(&r.signals, r.v);
 	gmem_dirty_start(r.ram.mem, NULL);
 	start(&r, &in);
 	for (unsigned i = 0; i < STEPS_MAX && in.left; i++)

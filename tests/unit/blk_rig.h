@@ -6,8 +6,7 @@
 #ifndef TESTS_UNIT_BLK_RIG_H
 #define TESTS_UNIT_BLK_RIG_H
 
-#include <semaphore.h>
-
+#include "tests/unit/counting_transport.h"
 #include "tests/unit/virtio_driver.h"
 #include "virtio/blk.h"
 #include "virtio/blk_parse.h"
@@ -35,8 +34,8 @@ struct rig {
 	struct block *disk;
 	struct virtio *v;
 	struct vd_queue q[64];
-	unsigned nqueues, signals, config_signals;
-	sem_t signalled;
+	unsigned nqueues;
+	struct counting signals;
 	gpa_t header, data, status; /* for one request at a time */
 };
 
@@ -75,32 +74,6 @@ static inline void spy_release(struct block *b)
 	s->held = false;
 }
 
-static inline void rig_signal_queue(struct virtio *v, unsigned q)
-{
-	struct rig *g = v->transport_data;
-
-	g->signals++;
-	sem_post(&g->signalled);
-}
-
-static inline void rig_signal_config(struct virtio *v)
-{
-	((struct rig *)v->transport_data)->config_signals++;
-}
-
-static inline void rig_nothing(struct virtio *v)
-{
-}
-
-static const struct virtio_transport_ops rig_transport = {
-	.signal_queue = rig_signal_queue,
-	.signal_config = rig_signal_config,
-	.reset = rig_nothing,
-	.power_on = rig_nothing,
-	.resume = rig_nothing,
-	.free = rig_nothing,
-};
-
 static inline void rig_init_sized(struct rig *g, struct block *disk, unsigned nqueues,
 				  uint16_t size, bool writethrough, uint64_t ram)
 {
@@ -113,7 +86,6 @@ static inline void rig_init_sized(struct rig *g, struct block *disk, unsigned nq
 	};
 
 	*g = (struct rig){ .nqueues = nqueues };
-	sem_init(&g->signalled, 0, 0);
 	vd_ram_init(&g->ram, ram);
 	g->loop = loop_new(NULL);
 	BUG_ON(!g->loop || !disk);
@@ -124,8 +96,7 @@ static inline void rig_init_sized(struct rig *g, struct block *disk, unsigned nq
 	disk->ops = &g->spy.ops;
 	g->v = virtio_blk_new(&o, disk, g->ram.mem, g->loop, NULL);
 	BUG_ON(!g->v);
-	g->v->transport = &rig_transport;
-	g->v->transport_data = g;
+	counting_attach(&g->signals, g->v);
 }
 
 /* @disk: ready made, or NULL: 1 MiB of memory whose last sector fails. */
@@ -145,7 +116,7 @@ static inline void rig_fini(struct rig *g)
 	g->v->dev.ops->free(&g->v->dev);
 	loop_free(g->loop);
 	vd_ram_fini(&g->ram);
-	sem_destroy(&g->signalled);
+	sem_destroy(&g->signals.signalled);
 }
 
 static inline void *rig_host(struct rig *g, gpa_t at)

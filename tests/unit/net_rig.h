@@ -7,7 +7,6 @@
 #define TESTS_UNIT_NET_RIG_H
 
 #include <fcntl.h>
-#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -20,8 +19,9 @@
 #include <cmocka.h>
 
 #include "base/fd.h"
+#include "tests/unit/counting_transport.h"
+#include "tests/unit/virtio_driver.h"
 #include "virtio/net_priv.h"
-#include "virtio_driver.h"
 
 #define RIG_RAM     (8u << 20)
 #define RIG_END     (VD_RAM_BASE + RIG_RAM)
@@ -53,41 +53,13 @@ struct rig {
 	struct netif *far[2]; /* loop's other ends */
 	struct test_if *tif[2];
 	struct vd_queue q[RIG_QUEUES];
-	unsigned signals[RIG_QUEUES], config_signals;
-	sem_t signalled; /* posted with each, for tests with threads */
+	struct counting signals;
 };
 
 static inline uint8_t *rig_at(struct rig *r, gpa_t at)
 {
 	return vd_host(&r->ram, at);
 }
-
-/* ---- transport: counts ---- */
-
-static inline void rig_signal_queue(struct virtio *v, unsigned q)
-{
-	struct rig *r = v->transport_data;
-
-	r->signals[q]++;
-	sem_post(&r->signalled);
-}
-
-static inline void rig_signal_config(struct virtio *v)
-{
-	((struct rig *)v->transport_data)->config_signals++;
-}
-
-static inline void rig_nothing(struct virtio *v)
-{
-}
-
-static const struct virtio_transport_ops rig_transport = {
-	.signal_queue = rig_signal_queue,
-	.signal_config = rig_signal_config,
-	.reset = rig_nothing,
-	.power_on = rig_nothing,
-	.free = rig_nothing,
-};
 
 /* ---- interface ---- */
 
@@ -173,7 +145,6 @@ static inline struct rig *rig_new_vhost(enum rig_far far, unsigned pairs, uint16
 
 	assert_non_null(r);
 	vd_ram_init(&r->ram, RIG_RAM);
-	sem_init(&r->signalled, 0, 0);
 	r->loop = loop_new(&err);
 	memcpy(o.mac, rig_mac, 6);
 	for (unsigned i = 0; i < pairs; i++) {
@@ -191,8 +162,7 @@ static inline struct rig *rig_new_vhost(enum rig_far far, unsigned pairs, uint16
 	r->v = virtio_net_new(&o, ifs, r->ram.mem, r->loop, &err);
 	if (!r->v)
 		fail_msg("%s", err.msg);
-	r->v->transport = &rig_transport;
-	r->v->transport_data = r;
+	counting_attach(&r->signals, r->v);
 	return r;
 }
 
@@ -209,7 +179,7 @@ static inline void rig_free(struct rig *r)
 			r->far[i]->ops->free(r->far[i]);
 	loop_free(r->loop);
 	vd_ram_fini(&r->ram);
-	sem_destroy(&r->signalled);
+	sem_destroy(&r->signals.signalled);
 	free(r);
 }
 
@@ -226,8 +196,7 @@ static inline void rig_start(struct rig *r, uint64_t features, uint16_t size)
 	assert_true(r->ram.next <= RIG_BUFFERS);
 	while (loop_poll(r->loop, 0) > 0)
 		;
-	memset(r->signals, 0, sizeof(r->signals));
-	r->config_signals = 0;
+	counting_clear(&r->signals);
 }
 
 /* ---- driver ---- */

@@ -18,7 +18,8 @@ static void start(struct rig *g, uint64_t features)
 {
 	assert_true(vd_start(g->v, &g->ram, g->q, g->nqueues, RIG_SIZE, features));
 	rig_settle(g);
-	g->signals = g->spy.submits = g->spy.queued = 0;
+	counting_clear(&g->signals);
+	g->spy.submits = g->spy.queued = 0;
 }
 
 static int set_up(void **state)
@@ -185,7 +186,7 @@ static void no_status_byte_breaks_the_device(void **state)
 				 2, NULL),
 			 -1);
 	assert_true(vd_get_status(g->v) & VIRTIO_STATUS_NEEDS_RESET);
-	assert_int_equal(g->config_signals, 1);
+	assert_int_equal(g->signals.config, 1);
 	assert_int_equal(g->v->in_flight, 0);
 	/* A reset is all it takes. */
 	start(g, RIG_ALL);
@@ -502,16 +503,16 @@ static void a_batch_costs_one_submit_and_one_signal(void **state)
 		rig_settle(g);
 		assert_int_equal(g->spy.queued, 40);
 		assert_int_equal(g->spy.submits, 1);
-		assert_int_equal(g->signals, 1);
+		assert_int_equal(counting_sum(&g->signals), 1);
 		assert_int_equal(collect(g, &g->q[0]), 40);
 	}
 	/* With EVENT_IDX, a driver that wants to hear of the last one only. */
 	add_reads(g, &g->q[0], 10);
 	vd_used_event(&g->q[0], (uint16_t)(g->q[0].last_used + 20));
-	g->signals = 0;
+	counting_clear(&g->signals);
 	vd_kick(g->v, &g->q[0]);
 	rig_settle(g);
-	assert_int_equal(g->signals, 0);
+	assert_int_equal(counting_sum(&g->signals), 0);
 	assert_int_equal(collect(g, &g->q[0]), 10);
 }
 
@@ -530,7 +531,7 @@ static void queues_do_not_mix(void **state)
 	rig_settle(g);
 	for (unsigned i = 0; i < 64; i++)
 		assert_int_equal(collect(g, &g->q[i]), i % 9 ? 0 : 1 + i / 2);
-	assert_int_equal(g->signals, 8);
+	assert_int_equal(counting_sum(&g->signals), 8);
 	rig_fini(g);
 	free(g);
 }
@@ -697,7 +698,7 @@ static void wait_used(struct rig *g, unsigned n)
 	for (unsigned got = 0; got < n;) {
 		got += collect(g, &g->q[0]);
 		if (got < n)
-			sem_wait(&g->signalled);
+			sem_wait(&g->signals.signalled);
 	}
 }
 

@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "tests/unit/counting_transport.h"
 #include "tests/unit/virtio_driver.h"
 #include "virtio/console.h"
 
@@ -25,7 +26,8 @@ struct rig {
 	char out[4096]; /* the last of what was sent */
 	size_t len;
 	uint64_t sent;
-	unsigned ready, config_signals, signals[2];
+	unsigned ready;
+	struct counting signals;
 };
 
 static void on_transmit(void *opaque, const uint8_t *data, size_t len)
@@ -45,36 +47,13 @@ static void on_ready(void *opaque)
 	((struct rig *)opaque)->ready++;
 }
 
-static void signal_queue(struct virtio *v, unsigned q)
-{
-	((struct rig *)v->transport_data)->signals[q]++;
-}
-
-static void signal_config(struct virtio *v)
-{
-	((struct rig *)v->transport_data)->config_signals++;
-}
-
-static void nothing(struct virtio *v)
-{
-}
-
-static const struct virtio_transport_ops transport = {
-	.signal_queue = signal_queue,
-	.signal_config = signal_config,
-	.reset = nothing,
-	.power_on = nothing,
-	.free = nothing,
-};
-
 static void make_device(struct rig *g)
 {
 	const struct virtio_console_host host = { on_transmit, on_ready, g };
 
 	g->v = virtio_console_new("console", &host, g->ram.mem, g->loop, NULL);
 	assert_non_null(g->v);
-	g->v->transport = &transport;
-	g->v->transport_data = g;
+	counting_attach(&g->signals, g->v);
 }
 
 static void start(struct rig *g, uint64_t features)
@@ -162,7 +141,7 @@ static void output_is_sent_in_order(void **state)
 	assert_int_equal(back(g, TX), 0);
 	assert_int_equal(back(g, TX), 0);
 	assert_int_equal(back(g, TX), -1);
-	assert_int_equal(g->signals[TX], 1);
+	assert_int_equal(g->signals.queue[TX], 1);
 }
 
 /* QEMU CVE-2016-7422: one request of 4 GiB. The same RAM is named many times over. */
@@ -245,7 +224,7 @@ static void input_waits_for_buffers(void **state)
 	virtio_console_input(g->v, (const uint8_t *)"12345678", 8);
 	assert_int_equal(virtio_console_room(g->v), 16);
 	virtio_console_input(g->v, (const uint8_t *)"abc", 3);
-	assert_int_equal(g->signals[RX], 1); /* the driver has not looked since */
+	assert_int_equal(g->signals.queue[RX], 1); /* the driver has not looked since */
 	assert_int_equal(back(g, RX), 8);
 	assert_int_equal(back(g, RX), 3);
 	assert_memory_equal(vd_host(&g->ram, g->data), "12345678\0", 9);
@@ -326,20 +305,20 @@ static void the_size_is_told(void **state)
 	virtio_console_resize(g->v, 100, 40); /* before there is a driver */
 	assert_int_equal(config16(g, 0), 100);
 	assert_int_equal(config16(g, 2), 40);
-	assert_int_equal(g->config_signals, 0);
+	assert_int_equal(g->signals.config, 0);
 	start(g, F_SIZE);
-	assert_int_equal(g->config_signals, 1); /* Linux looks only when told */
+	assert_int_equal(g->signals.config, 1); /* Linux looks only when told */
 	const uint8_t generation = g->v->regs.config_generation;
 
 	virtio_console_resize(g->v, 100, 40);
-	assert_int_equal(g->config_signals, 1);
+	assert_int_equal(g->signals.config, 1);
 	virtio_console_resize(g->v, 300, 50);
-	assert_int_equal(g->config_signals, 2);
+	assert_int_equal(g->signals.config, 2);
 	assert_int_not_equal(g->v->regs.config_generation, generation);
 	assert_int_equal(config16(g, 0), 300);
 	/* It is the line's: a reset leaves it. */
 	start(g, 0);
-	assert_int_equal(g->config_signals, 2); /* this one does not care */
+	assert_int_equal(g->signals.config, 2); /* this one does not care */
 	assert_int_equal(config16(g, 0), 300);
 	/* At rest nothing changes. */
 	g->v->dev.ops->quiesce(&g->v->dev);
@@ -348,7 +327,7 @@ static void the_size_is_told(void **state)
 	g->v->dev.ops->resume(&g->v->dev);
 	assert_int_equal(config16(g, 0), 80);
 	assert_int_equal(config16(g, 2), 24);
-	assert_int_equal(g->config_signals, 3);
+	assert_int_equal(g->signals.config, 3);
 }
 
 /* A state brings the size there was; whoever restores it may know a newer one. */

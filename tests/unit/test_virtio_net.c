@@ -283,11 +283,11 @@ static void test_one_signal_a_batch(void **state)
 	for (unsigned i = 0; i < 200; i++)
 		assert_received(r, 0, RIG_BUFFERS + i * 256, 256, 60, (uint8_t)i);
 	/* 200 frames are four turns: 64, 64, 64, 8 */
-	assert_int_equal(r->signals[0], 4);
+	assert_int_equal(r->signals.queue[0], 4);
 	for (unsigned i = 0; i < 100; i++)
 		send_from_guest(r, 1, 60, 0);
 	rig_kick(r, 1);
-	assert_int_equal(r->signals[1], 2);
+	assert_int_equal(r->signals.queue[1], 2);
 	assert_int_equal(rig_stat(r, "tx-frames"), 100);
 	assert_int_equal(rig_stat(r, "tx-bytes"), 6000);
 	rig_free(r);
@@ -445,7 +445,7 @@ static void test_tx_refused(void **state)
 static void assert_broken_then_heals(struct rig *r)
 {
 	assert_true(NEEDS_RESET(r));
-	assert_int_equal(r->config_signals, 1);
+	assert_int_equal(r->signals.config, 1);
 	assert_int_equal(r->v->queues[0].in_flight, 0);
 	assert_int_equal(r->v->queues[0].regs.next_avail, r->v->queues[0].regs.next_used);
 	rig_settle(r);

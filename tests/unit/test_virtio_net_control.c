@@ -461,7 +461,7 @@ static void test_reset_in_traffic(void **state)
 		clock_gettime(CLOCK_REALTIME, &deadline);
 		deadline.tv_sec += 10;
 		while (!rig_used(r, 0, NULL))
-			assert_int_equal(sem_timedwait(&r->signalled, &deadline), 0);
+			assert_int_equal(sem_timedwait(&r->signals.signalled, &deadline), 0);
 	}
 	vd_set_status(r->v, 0);
 	loop_thread_stop(r->loop);
@@ -483,7 +483,7 @@ static void test_link_lost(void **state)
 	rig_settle(r);
 	virtio_read_config(r->v, 6, status, 2);
 	assert_memory_equal(status, "\0\0", 2);
-	assert_int_equal(r->config_signals, 1);
+	assert_int_equal(r->signals.config, 1);
 	assert_int_equal(((struct net *)r->v)->pair[0].watch.fd, -1);
 	assert_false(NEEDS_RESET(r));
 	/* sending goes nowhere and hangs nothing */
@@ -527,7 +527,7 @@ static void announce(uint64_t features, bool asked)
 	virtio_net_announce(&r->v->dev);
 	virtio_read_config(r->v, 0, config, sizeof(config));
 	assert_int_equal(config[6], asked ? 3 : 1);
-	assert_int_equal(r->config_signals, asked ? 1 : 0);
+	assert_int_equal(r->signals.config, asked ? 1 : 0);
 	while (frames < 5) {
 		ssize_t n = rig_far_receive(r, 0, got);
 

@@ -86,7 +86,7 @@ static void test_ring_goes_to_the_kernel(void **state)
 	fake_vhost_work(k.f[0], TX, 1, 0);
 	rig_settle(r);
 	assert_int_equal(collect(r, TX), 1);
-	assert_int_equal(r->signals[TX], 1);
+	assert_int_equal(r->signals.queue[TX], 1);
 	assert_int_equal(r->v->regs.isr, VIRTIO_ISR_QUEUE);
 	rig_free(r);
 	assert_true(k.freed[0]);
@@ -111,7 +111,7 @@ static void test_stop_and_go_on(void **state)
 	assert_int_equal(g->next_avail, 5);
 	assert_int_equal(g->next_used, 5);
 	assert_int_equal(g->signalled_used, 5);
-	assert_int_equal(r->signals[RX], 1); /* the one that was on its way */
+	assert_int_equal(r->signals.queue[RX], 1); /* the one that was on its way */
 	assert_int_equal(state_save(&virtq_state, g, &buf), 0);
 	assert_int_equal(
 		state_load(&virtq_state, &loaded, &r->v->queues[RX], buf.data, buf.len, &err), 0);
@@ -156,10 +156,10 @@ static void test_reset(void **state)
 		assert_int_equal(k.f[0]->ring[TX].tap, -1);
 		assert_int_equal(k.f[0]->ring[RX].kick, -1);
 		assert_int_equal(r->v->queues[RX].regs.next_avail, 0);
-		memset(r->signals, 0, sizeof(r->signals));
+		counting_clear(&r->signals);
 		if (i == 1) /* or the loop hears of it only with the next driver's kicks */
 			rig_settle(r);
-		assert_int_equal(r->signals[RX], 0);
+		assert_int_equal(r->signals.queue[RX], 0);
 		r->ram.next = VD_RAM_BASE;
 	}
 	rig_free(r);
@@ -175,7 +175,7 @@ static void test_error(void **state)
 	assert_int_equal(write(k.f[0]->ring[RX].error, &one, sizeof(one)), sizeof(one));
 	rig_settle(r);
 	assert_true(NEEDS_RESET(r));
-	assert_int_equal(r->config_signals, 1);
+	assert_int_equal(r->signals.config, 1);
 	assert_with_us(r, &k, RX);
 	assert_with_us(r, &k, TX);
 	rig_reset(r);
@@ -292,7 +292,7 @@ static void test_link_lost(void **state)
 
 	rig_start(r, ALL, 16);
 	fd_close(&r->tif[0]->peer);
-	while (!r->config_signals)
+	while (!r->signals.config)
 		loop_poll(r->loop, -1);
 	assert_with_us(r, &k, RX);
 	assert_false(NEEDS_RESET(r));
@@ -313,7 +313,7 @@ static struct event *queue_event(struct virtio *v, unsigned q)
 
 static void test_interrupts(void **state)
 {
-	struct virtio_transport_ops ops = rig_transport;
+	struct virtio_transport_ops ops = counting_transport;
 	struct err err = { 0 };
 	struct kernel k;
 	struct rig *r = rig_with(&k, 1);
@@ -329,13 +329,13 @@ static void test_interrupts(void **state)
 	fake_vhost_work(k.f[0], RX, 1, 1);
 	rig_settle(r);
 	assert_true(event_clear(&direct));
-	assert_int_equal(r->signals[RX], 0);
+	assert_int_equal(r->signals.queue[RX], 0);
 
 	event_fini(&direct); /* the driver takes the vector away */
 	r->v->ops->rerouted(r->v, RX);
 	fake_vhost_work(k.f[0], RX, 1, 1);
 	rig_settle(r);
-	assert_int_equal(r->signals[RX], 1);
+	assert_int_equal(r->signals.queue[RX], 1);
 	r->v->ops->rerouted(r->v, 2); /* the control queue is not the kernel's */
 	rig_free(r);
 }
