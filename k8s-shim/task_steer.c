@@ -31,6 +31,8 @@ static void on_done(void *opaque, struct json_object *result, const struct err *
 	struct task *t = op->task;
 
 	if (!result) {
+		if (!op->call && err->code != -ESHUTDOWN)
+			log_warn("%s: %s", t->id, err->msg);
 		ttrpc_fail_err(op->call, err);
 	} else {
 		if (op->event && t->status != op->then) {
@@ -94,7 +96,9 @@ static void press_button(struct task *t, struct ttrpc_call *call)
 	/* A guest that stands still cannot see it. */
 	if (t->status == PB__TASK_STATUS__PAUSED)
 		ask(t, "resume", PB__TASK_STATUS__RUNNING, "resumed", NULL);
-	ask(t, "power-button", PB__TASK_STATUS__UNKNOWN, NULL, call);
+	ask(t, "power-button", PB__TASK_STATUS__UNKNOWN, NULL, NULL);
+	/* Answered at once: containerd counts the grace period from here, also if the VMM hangs. */
+	ttrpc_reply(call, &empty.base);
 }
 
 void task_kill(struct task *t, int sig, struct ttrpc_call *call)

@@ -186,6 +186,15 @@ def test_machine_that_cannot_be_killed(node, running):
     assert running.ended().exit_code == 137
 
 
+def test_vmm_that_hangs(node, running):
+    """It does not answer, so nobody waits for it to press the button: after the grace period it is killed."""
+    os.kill(running.pid(), signal.SIGSTOP)
+    node.cri("StopContainer", container_id=running.container, timeout=1)
+    assert running.status().exit_code == 137
+    running.remove_container()
+    node.check_clean(pod=running)
+
+
 def test_machine_that_cannot_be_killed_without_a_shim(node, running):
     """Nobody is left to wait for it: it ends when it can, and its disk is not free before."""
     state, pid = freezer(node, running), running.pid()
