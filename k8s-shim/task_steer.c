@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "k8s-shim/json.h"
 #include "k8s-shim/task.h"
+#include "k8s-shim/vm_config.h"
 
 static const Pb__Empty empty = PB__EMPTY__INIT;
 
@@ -158,19 +159,25 @@ void task_resize(struct task *t, uint32_t cols, uint32_t rows, struct ttrpc_call
 
 /* ---- limits ---- */
 
+#define RESTART "; with resizePolicy RestartContainer for %s the machine starts again with it"
+
+/* The pod's own group holds the machine to its CPU limit, so that may change as long as the vCPUs do. */
 static int check_update(const struct task *t, struct json_object *r, struct err *err)
 {
-	struct json_object *memory = json_at(r, "memory", "limit", NULL);
-	struct json_object *quota = json_at(r, "cpu", "quota", NULL);
-	const struct bundle *b = &t->bundle;
+	uint64_t memory = json_u64(json_at(r, "memory", "limit", NULL));
+	uint64_t quota = json_u64(json_at(r, "cpu", "quota", NULL));
+	uint64_t period = json_u64(json_at(r, "cpu", "period", NULL));
 
-	if (t->vm && memory && json_u64(memory) && json_u64(memory) != b->memory)
-		return err_set(err, ENOTSUP,
-			       "a machine's RAM cannot change while it runs (%llu bytes now)",
-			       (unsigned long long)b->memory);
-	if (t->vm && quota && json_u64(quota) && (int64_t)json_u64(quota) != b->cpu_quota)
-		return err_set(err, ENOTSUP,
-			       "a machine's number of vCPUs cannot change while it runs");
+	if (t->vm && memory && memory != t->bundle.memory)
+		return err_set(
+			err, ENOTSUP,
+			"a machine's RAM cannot change while it runs (%llu bytes now)" RESTART,
+			(unsigned long long)vm_memory(t->vm), "memory");
+	if (t->vm && quota && period && vm_config_round_cpus(quota, period) != vm_cpus(t->vm))
+		return err_set(
+			err, ENOTSUP,
+			"a machine's number of vCPUs cannot change while it runs (%u now)" RESTART,
+			vm_cpus(t->vm), "cpu");
 	return 0;
 }
 

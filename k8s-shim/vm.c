@@ -35,6 +35,8 @@ struct vm {
 	struct disks disks;
 	struct vm_kernel kernel;
 	bool console;
+	unsigned cpus;
+	uint64_t memory;
 	struct pod_net *net;
 	struct io *io;
 	struct machine *machine;
@@ -106,13 +108,13 @@ static void tell_of_twins(struct vm *v)
 	io_note(v->io, line);
 }
 
-static int open_net(struct vm *v, struct loop *loop, unsigned cpus, struct err *err)
+static int open_net(struct vm *v, struct loop *loop, struct err *err)
 {
 	const struct bundle_mount *m = bundle_mount_at(v->bundle, "/etc/resolv.conf");
 	struct pod_net_options o = { .netns = v->bundle->netns,
 				     .hostname = bundle_annotation(
 					     v->bundle, "io.kubernetes.cri.sandbox-name"),
-				     .queues = cpus };
+				     .queues = v->cpus };
 	struct resolv r;
 
 	if (!o.netns)
@@ -238,14 +240,12 @@ static int start(struct vm *v, const struct vm_options *o, machine_ready *ready,
 
 static int assemble(struct vm *v, const struct vm_options *o, struct err *err)
 {
-	unsigned cpus;
-	uint64_t memory;
 	int rc = node_config_load(&v->config, o->config_path, err);
 
 	if (!rc)
-		rc = vm_config_cpus(v->bundle, &v->config, &cpus, err);
+		rc = vm_config_cpus(v->bundle, &v->config, &v->cpus, err);
 	if (!rc)
-		rc = vm_config_memory(v->bundle, &v->config, &memory, err);
+		rc = vm_config_memory(v->bundle, &v->config, &v->memory, err);
 	if (!rc)
 		rc = vm_config_console(v->bundle, &v->config, &v->console, err);
 	if (!rc)
@@ -261,7 +261,7 @@ static int assemble(struct vm *v, const struct vm_options *o, struct err *err)
 	if (!rc)
 		rc = look_into_image(v, o, err);
 	if (!rc)
-		rc = open_net(v, o->loop, cpus, err);
+		rc = open_net(v, o->loop, err);
 	if (!rc)
 		rc = add_cloud_init(v, err);
 	if (!rc)
@@ -300,6 +300,16 @@ struct machine *vm_machine(struct vm *v)
 struct io *vm_io(struct vm *v)
 {
 	return v->io;
+}
+
+unsigned vm_cpus(const struct vm *v)
+{
+	return v->cpus;
+}
+
+uint64_t vm_memory(const struct vm *v)
+{
+	return v->memory;
 }
 
 bool vm_has_console(const struct vm *v)

@@ -30,6 +30,8 @@ struct vm *vm_new(const struct vm_options *o, machine_ready *ready, void *opaque
 
 struct machine *vm_machine(struct vm *v);
 struct io *vm_io(struct vm *v);
+unsigned vm_cpus(const struct vm *v);
+uint64_t vm_memory(const struct vm *v);  /* bytes of RAM */
 bool vm_has_console(const struct vm *v); /* a virtio one, which knows its size */
 
 /* A message of the VMM's in words that mean something outside of it. */

@@ -19,13 +19,18 @@
 #define PAGE       4096
 #define MEMORY_MIN (2u << 20) /* of coracle run */
 
+uint64_t vm_config_round_cpus(uint64_t quota, uint64_t period)
+{
+	return quota / period + !!(quota % period);
+}
+
 int vm_config_cpus(const struct bundle *b, const struct node_config *c, unsigned *out,
 		   struct err *err)
 {
 	uint64_t n = c->cpus;
 
 	if (b->cpu_quota > 0 && b->cpu_period)
-		n = ((uint64_t)b->cpu_quota + b->cpu_period - 1) / b->cpu_period;
+		n = vm_config_round_cpus((uint64_t)b->cpu_quota, b->cpu_period);
 	if (n > c->cpus_max)
 		return err_set(
 			err, EINVAL,

@@ -18,6 +18,9 @@ int vm_config_write(const char *state_dir, const char *id, const struct bundle *
 		    const struct node_config *c, const struct disks *d, const struct pod_net *net,
 		    const struct vm_kernel *k, struct err *err);
 
+/* vCPUs that a CPU limit comes to; @period is not 0. */
+uint64_t vm_config_round_cpus(uint64_t quota, uint64_t period);
+
 /* vCPUs and bytes of RAM of a container. */
 int vm_config_cpus(const struct bundle *b, const struct node_config *c, unsigned *out,
 		   struct err *err);

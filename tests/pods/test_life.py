@@ -276,12 +276,17 @@ def test_update(node, pods, device):
         with pytest.raises(cri.Refused, match="cannot set cpuset.cpus"):
             node.cri("UpdateContainerResources", container_id=pod.container,
                      linux={"cpuset_cpus": "4095"})
-    with pytest.raises(cri.Refused, match="RAM cannot change while it runs"):
+    with pytest.raises(cri.Refused, match="RAM cannot change while it runs .67108864 bytes now.; "
+                                          "with resizePolicy RestartContainer for memory "):
         node.cri("UpdateContainerResources", container_id=pod.container,
                  linux={"memory_limit_in_bytes": 128 * MIB})
-    with pytest.raises(cri.Refused, match="vCPUs cannot change while it runs"):
+    with pytest.raises(cri.Refused, match="vCPUs cannot change while it runs .1 now.; with "):
         node.cri("UpdateContainerResources", container_id=pod.container,
                  linux={"cpu_period": 100000, "cpu_quota": 400000})
+    for quota in 40000, 100000:  # as many vCPUs: kubelet has changed the pod's own group
+        node.cri("UpdateContainerResources", container_id=pod.container,
+                 linux={"cpu_period": 100000, "cpu_quota": quota,
+                        "memory_limit_in_bytes": 64 * MIB})
 
 
 # ---- the console ----
