@@ -13,6 +13,8 @@
 #include "k8s-shim/state_dir.h"
 #include "k8s-shim/task.h"
 
+#define CONTAINER_NAME "io.kubernetes.cri.container-name"
+
 struct task *task_find(const struct pod *p, const char *id)
 {
 	struct task *t;
@@ -91,6 +93,7 @@ static int create_machine(struct task *t, const Pb__CreateTaskRequest *r, struct
 	cleanup_free char *dir = state_dir_path(t->pod->address, t->pod->ns, t->id);
 	cleanup_free char *config = config_path(r);
 	struct task *other = other_machine(t->pod);
+	const char *name = other ? bundle_annotation(&other->bundle, CONTAINER_NAME) : NULL;
 	struct vm_options o = { .loop = t->pod->loop,
 				.state_dir = dir,
 				.bundle = &t->bundle,
@@ -101,10 +104,11 @@ static int create_machine(struct task *t, const Pb__CreateTaskRequest *r, struct
 	if (!dir)
 		return err_set(err, ENOMEM, "out of memory");
 	if (other)
-		return err_set(err, EBUSY,
-			       "the pod has a machine already (container %.12s): a pod of this "
-			       "runtime class has one container",
-			       other->id);
+		return err_set(
+			err, EBUSY,
+			"the pod has a machine already (container %.63s): a pod of this "
+			"runtime class has one container, without sidecars or ephemeral ones",
+			name ? name : other->id);
 	t->vm = vm_new(&o, on_vm_ready, t, err);
 	if (!t->vm)
 		return err->code;

@@ -85,6 +85,46 @@ static int look_into_image(struct vm *v, const struct vm_options *o, struct err 
 	return rc ? rc : disks_find(&v->disks, v->bundle, &v->config, rootfs, v->state_dir, err);
 }
 
+/* ---- what the machine does not see ---- */
+
+/* Mounts that every container has, and those that are read here. */
+static bool expected(const struct vm *v, const char *at)
+{
+	static const char *const files[] = { "/etc/hosts", "/etc/hostname", "/etc/resolv.conf",
+					     "/disk" };
+	static const char *const dirs[] = { "/dev/", "/proc/", "/sys/", "/var/run/secrets/",
+					    "/run/secrets/" };
+	const char *from = bundle_annotation(v->bundle, ANNOTATION "cloud-init-from");
+
+	for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++)
+		if (!strcmp(at, files[i]))
+			return true;
+	for (size_t i = 0; i < sizeof(dirs) / sizeof(dirs[0]); i++)
+		if (!strncmp(at, dirs[i], strlen(dirs[i])))
+			return true;
+	return from && !strcmp(at, from);
+}
+
+/* Volumes that a container would see. Some are put into every pod of a cluster, so they are no error. */
+static void tell_of_mounts(struct vm *v)
+{
+	char line[512];
+	size_t n = 0;
+
+	for (unsigned i = 0; i < v->bundle->nmounts && n < sizeof(line) - 1; i++) {
+		const struct bundle_mount *m = &v->bundle->mounts[i];
+
+		if (*m->source != '/' || expected(v, m->destination))
+			continue;
+		n += (size_t)snprintf(
+			line + n, sizeof(line) - n, "%s%s",
+			n ? ", " : "coracle: not in the machine, which sees block devices only: ",
+			m->destination);
+	}
+	if (n)
+		io_note(v->io, line);
+}
+
 /* ---- the network ---- */
 
 /* Where whoever looks after the pod reads it, and where whoever looks after the node does. */
@@ -260,6 +300,8 @@ static int assemble(struct vm *v, const struct vm_options *o, struct err *err)
 	rc = open_io(v, o, err);
 	if (!rc)
 		rc = look_into_image(v, o, err);
+	if (!rc)
+		tell_of_mounts(v);
 	if (!rc)
 		rc = open_net(v, o->loop, err);
 	if (!rc)

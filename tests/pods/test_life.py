@@ -573,11 +573,27 @@ def test_a_device_that_is_no_pods(node, pods, device):
             pods().start(devices=[(ROOT, disk)])
 
 
+def test_volumes_the_machine_does_not_see(node, pods, device, tmp_path):
+    """A container's data would be at that place: say that it is not. What every pod has is no news."""
+    kernel(node, "hello", "exit=halt")
+    (tmp_path / "user-data").write_text("#cloud-config\n")
+    pod = pods(annotations={"vm.coracle.dev/cloud-init-from": "/cidata"})
+    pod.start(devices=[(ROOT, device())], mounts=[(at, str(tmp_path)) for at in (
+        "/data", "/cidata", "/etc/app", "/var/run/secrets/kubernetes.io/serviceaccount")])
+    pod.line("done")
+    line, = (text for text in pod.log().splitlines() if text.startswith("coracle: "))
+    assert line == "coracle: not in the machine, which sees block devices only: /data, /etc/app"
+    pod = pods().start(devices=[(ROOT, device())])
+    pod.line("done")
+    assert "coracle: " not in pod.log()
+
+
 def test_two_machines_in_one_pod(node, pods, device):
     kernel(node, "hello", "exit=halt")
     pod = pods().start(devices=[(ROOT, device())])
     first = pod.container
-    with pytest.raises(cri.Refused, match="the pod has a machine already"):
+    with pytest.raises(cri.Refused, match="the pod has a machine already .container vm.: a pod of this "
+                                          "runtime class has one container, without sidecars"):
         pod.start(devices=[(ROOT, device())])
     assert node.cri("ContainerStatus", container_id=first).status.state == 1
 
