@@ -163,7 +163,10 @@ int arch_cpu_save(const struct arch_cpu *c, struct state_buf *out, struct err *e
 struct arch_cpu *arch_cpu_load(int kvm_fd, unsigned ncpus, const void *data, size_t len,
 			       struct err *err);
 
-/* The vCPU's registers. It is parked; loading comes after arch_vcpu_init() and the clock. */
+/*
+ * The vCPU's registers. It is parked; loading comes after the clock, into one that is fresh from
+ * KVM_CREATE_VCPU or that arch_vcpu_init() was called for.
+ */
 int arch_vcpu_save(int vcpu_fd, const struct arch_cpu *c, unsigned index, struct state_buf *out,
 		   struct err *err);
 int arch_vcpu_load(int vcpu_fd, const struct arch_cpu *c, uint64_t elapsed_ns, const void *data,

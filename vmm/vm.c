@@ -179,8 +179,8 @@ static void on_request(struct loop_watch *w, uint32_t events)
 
 /* ---- power on ---- */
 
-/* A fresh KVM VM and its vCPUs with everything connected. */
-static int connect_all(struct vm *vm, struct err *err)
+/* A fresh KVM VM and its vCPUs, which have no registers yet. */
+static int make_kvm_vm(struct vm *vm, struct err *err)
 {
 	int rc;
 
@@ -193,22 +193,27 @@ static int connect_all(struct vm *vm, struct err *err)
 	 * tiny).
 	 */
 	if ((rc = memslots_set(vm->fd, vm->mem, err)) || (rc = arch_vm_init(vm->fd, err)) ||
-	    (rc = notify_set_vm(&vm->notify, vm->fd, err)) ||
-	    (rc = vcpus_create(&vm->vcpus, vm->fd, vm->config->cpus, vm->kvm.run_size, err)))
+	    (rc = notify_set_vm(&vm->notify, vm->fd, err)))
 		return rc;
-	for (unsigned i = 0; i < vm->vcpus.count; i++) {
+	return vcpus_create(&vm->vcpus, vm->fd, vm->config->cpus, vm->kvm.run_size, err);
+}
+
+static int init_vcpus(struct vm *vm, struct err *err)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < vm->vcpus.count && !rc; i++)
 		rc = arch_vcpu_init(vm->vcpus.v[i].fd, vm->cpu, i, err);
-		if (rc)
-			return rc;
-	}
-	return 0;
+	return rc;
 }
 
 /* The kernel loaded and vCPU threads parked. */
 static int power_on(struct vm *vm, struct err *err)
 {
-	int rc = connect_all(vm, err);
+	int rc = make_kvm_vm(vm, err);
 
+	if (!rc)
+		rc = init_vcpus(vm, err);
 	if (!rc)
 		rc = machine_power_on(vm, err);
 	if (rc)
@@ -273,13 +278,15 @@ int vm_start(struct vm *vm, struct err *err)
 
 int vm_prepare(struct vm *vm, struct err *err)
 {
-	return vm->fd < 0 ? connect_all(vm, err) : 0;
+	int rc = make_kvm_vm(vm, err);
+
+	return rc ? rc : init_vcpus(vm, err);
 }
 
 int vm_start_loaded(struct vm *vm, struct stream *state, enum vm_clock clock, bool paused,
 		    struct err *err)
 {
-	int rc = vm_prepare(vm, err);
+	int rc = vm->fd < 0 ? make_kvm_vm(vm, err) : 0;
 
 	if (rc)
 		return rc;
