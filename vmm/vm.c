@@ -192,8 +192,7 @@ static int make_kvm_vm(struct vm *vm, struct err *err)
 	 * the background, and a memory slot set meanwhile waits some milliseconds for that (tests/bench
 	 * tiny).
 	 */
-	if ((rc = memslots_set(vm->fd, vm->mem, err)) || (rc = arch_vm_init(vm->fd, err)) ||
-	    (rc = notify_set_vm(&vm->notify, vm->fd, err)))
+	if ((rc = memslots_set(vm->fd, vm->mem, err)) || (rc = arch_vm_init(vm->fd, err)))
 		return rc;
 	return vcpus_create(&vm->vcpus, vm->fd, vm->config->cpus, vm->kvm.run_size, err);
 }
@@ -212,6 +211,8 @@ static int power_on(struct vm *vm, struct err *err)
 {
 	int rc = make_kvm_vm(vm, err);
 
+	if (!rc)
+		rc = notify_set_vm(&vm->notify, vm->fd, err);
 	if (!rc)
 		rc = init_vcpus(vm, err);
 	if (!rc)
@@ -292,6 +293,12 @@ int vm_start_loaded(struct vm *vm, struct stream *state, enum vm_clock clock, bo
 		return rc;
 	quiesce(vm);
 	rc = vm_state_load(vm, state, clock, err);
+	/*
+	 * Afterwards: each change of a route while it is connected waits for all who use the table, and
+	 * interrupts that wait are not written over by the vCPUs' state.
+	 */
+	if (!rc)
+		rc = notify_set_vm(&vm->notify, vm->fd, err);
 	if (!rc)
 		rc = vcpus_start(&vm->vcpus, err);
 	if (rc)
