@@ -80,7 +80,7 @@ $(B)/%.o: %.c
 	$(Q_CC)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
 
 define folder_rule
-OBJ_$(1) := $$(patsubst %.c,$$(B)/%.o,$$(filter-out %/main.c,$$(call src,$(1))))
+OBJ_$(1) := $$(patsubst %.c,$$(B)/%.o,$$(filter-out %/main.c %_gen.c,$$(call src,$(1))))
 $$(B)/lib$(1).a: $$(OBJ_$(1))
 	@mkdir -p $$(@D)
 	@rm -f $$@
@@ -104,6 +104,14 @@ $(OBJ_k8s-shim) $(B)/k8s-shim/main.o: | $(PROTO_C)
 $(patsubst %.c,$(B)/%.o,$(wildcard tests/unit/test_shim_*.c tests/fuzz/fuzz_shim_*.c)): | $(PROTO_C)
 $(B)/libk8s-shim.a: OBJ_k8s-shim += $(PROTO_O)
 $(B)/libk8s-shim.a: $(PROTO_O)
+
+# The system call filter: what libseccomp makes of the list, as an array.
+$(B)/gen/vmm/sandbox_filter.inc: vmm/sandbox_gen.c
+	@mkdir -p $(@D)
+	$(Q_CC)gcc -std=gnu11 -D_GNU_SOURCE $(WARN) $(shell pkg-config --cflags libseccomp) $< \
+		$(shell pkg-config --libs libseccomp) -o $(@D)/sandbox_gen && $(@D)/sandbox_gen > $@
+
+$(B)/vmm/sandbox.o: $(B)/gen/vmm/sandbox_filter.inc
 
 objects: $(LIB_FILES) $(B)/vmm/main.o $(B)/k8s-shim/main.o
 

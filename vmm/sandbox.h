@@ -10,7 +10,7 @@
 void sandbox_prepare(void);
 
 /*
- * Give up all capabilities, every path and every system call that is not on the list in sandbox.c, in
+ * Give up all capabilities, every path and every system call that is not on the list in sandbox_gen.c, in
  * every thread, for good. @sockets: @n paths, NULL where there is none; files in their directories can
  * still be removed. Call when everything is open and before the guest's first instruction. 0 or -errno.
  */
