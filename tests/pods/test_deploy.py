@@ -126,12 +126,17 @@ def test_nodes_that_do_not_do(tmp_path, config, text, sentence):
 
 
 def test_programs_that_do_not_run(tmp_path):
-    """Built for another distribution: the node's libraries are others."""
-    old = tmp_path / "usr/local/bin" / SHIM
-    for path in (old, tmp_path / "bin/sh"):
-        path.parent.mkdir(parents=True)
+    """Built for another kind of processor."""
+    old, programs = tmp_path / "usr/local/bin" / SHIM, tmp_path / "programs"
+    for path in (old, tmp_path / "bin/sh", programs / "coracle", programs / SHIM):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("old")
-    assert "do not run on this node (make V=static" in install(tmp_path, check=False)
+    for name in ("coracle", SHIM):
+        header = bytearray((TOP / "build/release" / name).read_bytes()[:4096])
+        header[18:20] = b"\xf3\x00"  # RISC-V
+        (programs / name).write_bytes(header)
+        (programs / name).chmod(0o755)
+    assert "do not run on this node" in install(tmp_path, "--from", programs, check=False)
     assert old.read_text() == "old" and [p.name for p in old.parent.iterdir()] == [SHIM]
 
 
