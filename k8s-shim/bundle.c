@@ -58,6 +58,32 @@ static unsigned count_of(struct json_object *list, const char *what, struct err 
 	return n > BUNDLE_ITEMS_MAX ? 0 : (unsigned)n;
 }
 
+/*
+ * May only be read: the last rule about this very device allows no writing, as CRI's permissions "r" become,
+ * which are those of a claim that a pod has with readOnly. More than BUNDLE_ITEMS_MAX rules are no CRI's.
+ */
+static bool is_read_only(const struct bundle *b, const struct bundle_device *d)
+{
+	struct json_object *rules = json_at(b->root, "linux", "resources", "devices", NULL);
+	bool read_only = false;
+
+	if (!json_object_is_type(rules, json_type_array))
+		return false;
+	for (size_t i = 0; i < json_object_array_length(rules) && i < BUNDLE_ITEMS_MAX; i++) {
+		struct json_object *r = json_object_array_get_idx(rules, i);
+		struct json_object *major = json_at(r, "major", NULL);
+		struct json_object *minor = json_at(r, "minor", NULL);
+		const char *type = json_text(json_at(r, "type", NULL));
+		const char *access = json_text(json_at(r, "access", NULL));
+
+		if (major && minor && json_u64(major) == d->major && json_u64(minor) == d->minor &&
+		    type && access && !strcmp(type, "b") &&
+		    json_object_get_boolean(json_at(r, "allow", NULL)))
+			read_only = !strchr(access, 'w');
+	}
+	return read_only;
+}
+
 static int read_devices(struct bundle *b, struct err *err)
 {
 	struct json_object *list = json_at(b->root, "linux", "devices", NULL);
@@ -76,12 +102,14 @@ static int read_devices(struct bundle *b, struct err *err)
 		if (!path || !type)
 			return err_set(err, EINVAL, "config.json: device %u has no path or type",
 				       i);
-		b->devices[b->ndevices++] = (struct bundle_device){
+		b->devices[b->ndevices] = (struct bundle_device){
 			.path = path,
 			.block = !strcmp(type, "b"),
 			.major = (unsigned)json_u64(json_at(d, "major", NULL)),
 			.minor = (unsigned)json_u64(json_at(d, "minor", NULL)),
 		};
+		b->devices[b->ndevices].read_only = is_read_only(b, &b->devices[b->ndevices]);
+		b->ndevices++;
 	}
 	return 0;
 }

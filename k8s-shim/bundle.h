@@ -18,6 +18,7 @@
 struct bundle_device {
 	const char *path; /* in the container: /dev/rootdisk */
 	bool block;
+	bool read_only; /* says linux.resources.devices */
 	unsigned major, minor;
 };
 

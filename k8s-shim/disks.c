@@ -125,6 +125,7 @@ static int add_device(struct disks *d, const struct bundle_device *dev, const st
 		return err->code;
 	disk->has_serial = true;
 	disk->direct = c->disk_direct;
+	disk->read_only = dev->read_only;
 	disk->path = device_file(dev->major, dev->minor);
 	if (!disk->path)
 		disk->path = make_node(state_dir, name, dev->major, dev->minor, err);

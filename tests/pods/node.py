@@ -414,11 +414,11 @@ class Pod:
 
     def create(self, devices=(), image="coracle.test/vm:1", memory=None, cpus=None, mounts=(),
                **config):
-        """devices: (path in the pod, path on the host)."""
+        """devices: (path in the pod, path on the host, and "r" if it may only be read)."""
         resources = {"cpu_shares": 512}
         if memory:
             resources["memory_limit_in_bytes"] = memory
-        self.node.disks.update(path for _, path in devices)
+        self.node.disks.update(path for _, path, *_ in devices)
         if cpus:
             resources.update(cpu_period=100000, cpu_quota=int(cpus * 100000))
         self.attempt += 1
@@ -426,8 +426,8 @@ class Pod:
             "CreateContainer", pod_sandbox_id=self.id, sandbox_config=self.config, config={
                 "metadata": {"name": "vm", "attempt": self.attempt}, "image": {"image": image},
                 "command": ["vm"], "log_path": f"{self.attempt}.log",
-                "devices": [{"container_path": a, "host_path": b, "permissions": "rwm"}
-                            for a, b in devices],
+                "devices": [{"container_path": a, "host_path": b, "permissions": "".join(p) or "rwm"}
+                            for a, b, *p in devices],
                 "mounts": [{"container_path": a, "host_path": b, "readonly": True}
                            for a, b in mounts],
                 "linux": {"resources": resources}, **config}).container_id

@@ -564,6 +564,19 @@ def test_one_device_in_two_pods(node, pods, device):
     assert first.status().state == 1
 
 
+def test_a_device_to_read(node, pods, device):
+    """A claim that a pod has with readOnly: its machine cannot write it, and several may have it."""
+    kernel(node, "hello", "exit=halt")
+    shared, own = device(), device()
+    first = pods().start(devices=[(ROOT, own), ("/dev/base", shared, "r")])
+    assert [(d["serial"], d["read-only"]) for d in machine(node)["disk"]] == [
+        ("rootdisk", False), ("base", True)]
+    second = pods().start(devices=[(ROOT, shared, "r")])
+    with pytest.raises(cri.Refused, match=f"disk {shared} is in use by another virtual machine"):
+        pods().start(devices=[(ROOT, shared)])
+    assert first.status().state == second.status().state == 1
+
+
 def test_a_device_that_is_no_pods(node, pods, device):
     """Nobody is named who is not known."""
     disk = device()

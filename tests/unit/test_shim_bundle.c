@@ -74,6 +74,42 @@ static void test_a_pods_container(void **state)
 	bundle_fini(&b);
 }
 
+static void test_devices_to_read(void **state)
+{
+	static const struct {
+		const char *rules;
+		bool read_only;
+	} cases[] = {
+		{ "[{\"allow\":false,\"access\":\"rwm\"}]", false },
+		{ "[{\"allow\":false,\"access\":\"rwm\"},{\"allow\":true,\"type\":\"b\","
+		  "\"major\":7,\"minor\":2,\"access\":\"r\"}]",
+		  true },
+		{ "[{\"allow\":true,\"type\":\"b\",\"major\":7,\"minor\":2,\"access\":\"rwm\"}]",
+		  false },
+		{ "[{\"allow\":true,\"type\":\"c\",\"major\":7,\"minor\":2,\"access\":\"r\"}]",
+		  false },
+		{ "[{\"allow\":true,\"type\":\"b\",\"major\":7,\"minor\":3,\"access\":\"r\"}]",
+		  false },
+		{ "[{\"allow\":true,\"type\":\"b\",\"major\":7,\"access\":\"r\"},7,null,[]]",
+		  false },
+		{ "{}", false },
+		{ "7", false },
+	};
+	char text[400];
+	struct bundle b;
+	struct err err;
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		snprintf(text, sizeof(text),
+			 "{\"linux\":{\"devices\":[{\"path\":\"/dev/a\",\"type\":\"b\",\"major\":7,"
+			 "\"minor\":2}],\"resources\":{\"devices\":%s}}}",
+			 cases[i].rules);
+		assert_int_equal(parse(&b, text, &err), 0);
+		assert_int_equal(b.devices[0].read_only, cases[i].read_only);
+		bundle_fini(&b);
+	}
+}
+
 static void test_nothing_in_it(void **state)
 {
 	struct bundle b;
@@ -396,6 +432,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_a_pods_container),
+		cmocka_unit_test(test_devices_to_read),
 		cmocka_unit_test(test_nothing_in_it),
 		cmocka_unit_test(test_refused),
 		cmocka_unit_test(test_odd_types),
