@@ -14,6 +14,7 @@
 #include "k8s-shim/task.h"
 
 #define CONTAINER_NAME "io.kubernetes.cri.container-name"
+#define SANDBOX_NAME   "io.kubernetes.cri.sandbox-name"
 
 struct task *task_find(const struct pod *p, const char *id)
 {
@@ -88,6 +89,22 @@ static struct task *other_machine(const struct pod *p)
 	return NULL;
 }
 
+/*
+ * A container's own configuration has none: all of a pod have the sandbox's, which is the pod's name unless
+ * its spec says otherwise.
+ */
+static const char *hostname(const struct task *t)
+{
+	const struct task *other;
+
+	if (t->bundle.hostname)
+		return t->bundle.hostname;
+	LIST_FOREACH(other, &t->pod->tasks, link)
+	if (other->bundle.sandbox && other->bundle.hostname)
+		return other->bundle.hostname;
+	return bundle_annotation(&t->bundle, SANDBOX_NAME);
+}
+
 static int create_machine(struct task *t, const Pb__CreateTaskRequest *r, struct err *err)
 {
 	cleanup_free char *dir = state_dir_path(t->pod->address, t->pod->ns, t->id);
@@ -99,6 +116,7 @@ static int create_machine(struct task *t, const Pb__CreateTaskRequest *r, struct
 				.bundle = &t->bundle,
 				.cgroup = &t->cgroup,
 				.request = r,
+				.hostname = hostname(t),
 				.config_path = config };
 
 	if (!dir)

@@ -29,6 +29,7 @@
 
 struct vm {
 	const struct bundle *bundle;
+	const char *hostname; /* while it is assembled */
 	struct node_config config;
 	char *state_dir;
 	bool mounted;
@@ -152,16 +153,13 @@ static int open_net(struct vm *v, struct loop *loop, struct err *err)
 {
 	const struct bundle_mount *m = bundle_mount_at(v->bundle, "/etc/resolv.conf");
 	struct pod_net_options o = { .netns = v->bundle->netns,
-				     .hostname = bundle_annotation(
-					     v->bundle, "io.kubernetes.cri.sandbox-name"),
+				     .hostname = v->hostname,
 				     .queues = v->cpus };
 	struct resolv r;
 
 	if (!o.netns)
 		return 0; /* not in a pod, and not asked for */
 	resolv_read(&r, m ? m->source : NULL);
-	if (v->bundle->hostname)
-		o.hostname = v->bundle->hostname;
 	o.dns = (const char *const *)r.servers;
 	o.search = (const char *const *)r.search;
 	int rc = pod_net_open(&o, loop, &v->net, err);
@@ -179,18 +177,16 @@ static int fill_nocloud(struct vm *v, const char *from, struct nocloud *n, struc
 {
 	const struct bundle_mount *m = bundle_mount_at(v->bundle, from);
 	const char *uid = bundle_annotation(v->bundle, "io.kubernetes.cri.sandbox-uid");
-	const char *host = v->bundle->hostname;
 	cleanup_free char *meta = NULL, *network = v->net ? pod_net_config(v->net) : NULL;
 
 	if (!m || !*m->source)
 		return err_set(err, EINVAL,
 			       "annotation " ANNOTATION "cloud-init-from: nothing is mounted at %s",
 			       from);
-	if (!host)
-		host = bundle_annotation(v->bundle, "io.kubernetes.cri.sandbox-name");
 	if (!uid)
 		uid = v->bundle->sandbox_id ? v->bundle->sandbox_id : "coracle";
-	if (asprintf(&meta, "instance-id: %s\nlocal-hostname: %s\n", uid, host ? host : "vm") < 0)
+	if (asprintf(&meta, "instance-id: %s\nlocal-hostname: %s\n", uid,
+		     v->hostname ? v->hostname : "vm") < 0)
 		meta = NULL;
 	int rc = nocloud_read(n, m->source, err);
 
@@ -321,6 +317,7 @@ struct vm *vm_new(const struct vm_options *o, machine_ready *ready, void *opaque
 		return NULL;
 	}
 	v->bundle = o->bundle;
+	v->hostname = o->hostname;
 	v->kernel.kernel = v->kernel.initrd = -1;
 	int rc = assemble(v, o, err);
 

@@ -22,6 +22,7 @@ struct vm_options {
 	const struct bundle *bundle; /* must outlive it */
 	const struct cgroup *cgroup; /* made already */
 	const Pb__CreateTaskRequest *request;
+	const char *hostname;    /* NULL: unknown */
 	const char *config_path; /* node configuration; NULL: the default one */
 };
 

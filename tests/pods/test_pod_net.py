@@ -19,9 +19,9 @@ ROOT = "/dev/rootdisk"
 @pytest.fixture(name="start")
 def fixture_start(node, pods, device):
     """A pod of the guest that answers."""
-    def start():
+    def start(**sandbox):
         node.configure(kernel=str(guest("pod")), cmdline="nics=1")
-        pod = pods().start(devices=[(ROOT, device())], stdin=True)
+        pod = pods(**sandbox).start(devices=[(ROOT, device())], stdin=True)
         pod.line("ready")
         return pod
 
@@ -42,6 +42,11 @@ def test_what_the_guest_is_told(start):
     assert f"host={pod.name} " in lease
     assert "domain=example.test " in lease
     ping(pod)
+
+
+def test_a_host_name_of_its_own(start):
+    """spec.hostname of the pod."""
+    assert "host=another " in start(hostname="another").line(r"nic 0 dhcp (.*)").group(1)
 
 
 def test_refused_second_machine_leaves_the_network(start, device):
