@@ -170,9 +170,10 @@ static char *default_vmm(void)
 	return asprintf(&out, "%s/coracle", self) < 0 ? NULL : out;
 }
 
+static const char *const all[] = { "mode", "cloud-init-from", "kernel-args", "console" };
+
 static int set_defaults(struct node_config *c)
 {
-	static const char *const all[] = { "mode", "cloud-init-from", "kernel-args", "console" };
 	const size_t n = sizeof(all) / sizeof(all[0]);
 
 	memset(c, 0, sizeof(*c));
@@ -249,6 +250,14 @@ void node_config_fini(struct node_config *c)
 	free(c->vhost);
 	free_list(c->annotations);
 	memset(c, 0, sizeof(*c));
+}
+
+bool node_config_knows(const char *annotation)
+{
+	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+		if (!strcmp(all[i], annotation))
+			return true;
+	return false;
 }
 
 bool node_config_allows(const struct node_config *c, const char *annotation)

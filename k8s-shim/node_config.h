@@ -36,6 +36,8 @@ int node_config_parse(struct node_config *c, const char *text, size_t len, const
 		      struct err *err);
 void node_config_fini(struct node_config *c);
 
+/* By its name below vm.coracle.dev/: is there such an annotation; may pods use it? */
+bool node_config_knows(const char *annotation);
 bool node_config_allows(const struct node_config *c, const char *annotation);
 
 #endif

@@ -16,6 +16,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "k8s-shim/disks.h"
+#include "k8s-shim/json.h"
 #include "k8s-shim/net.h"
 #include "k8s-shim/nocloud.h"
 #include "k8s-shim/node_config.h"
@@ -84,6 +85,27 @@ static int look_into_image(struct vm *v, const struct vm_options *o, struct err 
 
 	rc = open_kernel(v, rootfs, err);
 	return rc ? rc : disks_find(&v->disks, v->bundle, &v->config, rootfs, v->state_dir, err);
+}
+
+/* ---- annotations ---- */
+
+/* A word that means nothing is a mistake, or one of a newer version: not to be passed over in silence. */
+static int check_annotations(struct vm *v, struct err *err)
+{
+	static const size_t n = sizeof(ANNOTATION) - 1;
+	struct json_object *o = json_at(v->bundle->root, "annotations", NULL);
+
+	if (!json_object_is_type(o, json_type_object))
+		return 0;
+	json_object_object_foreach (o, name, value) {
+		(void)value;
+		if (!strncmp(name, ANNOTATION, n) && !node_config_knows(name + n))
+			return err_set(err, EINVAL,
+				       "annotation %.80s: there is none of that name; see "
+				       "coracle.json(5)",
+				       name);
+	}
+	return 0;
 }
 
 /* ---- what the machine does not see ---- */
@@ -278,6 +300,8 @@ static int assemble(struct vm *v, const struct vm_options *o, struct err *err)
 {
 	int rc = node_config_load(&v->config, o->config_path, err);
 
+	if (!rc)
+		rc = check_annotations(v, err);
 	if (!rc)
 		rc = vm_config_cpus(v->bundle, &v->config, &v->cpus, err);
 	if (!rc)

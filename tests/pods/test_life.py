@@ -454,6 +454,11 @@ def test_annotations_that_are_not_allowed(node, pods, device):
         pod.start(devices=[(ROOT, device())])
 
 
+def test_annotation_that_is_not_there(node, pods, device):
+    with pytest.raises(cri.Refused, match="vm.coracle.dev/cloud-init: there is none of that name"):
+        pods({"vm.coracle.dev/cloud-init": "/cidata"}).start(devices=[(ROOT, device())])
+
+
 def test_mode_that_is_not_there(node, pods):
     pod = pods({"vm.coracle.dev/mode": "block"})
     with pytest.raises(cri.Refused, match="no volumeDevices entry has devicePath /dev/rootdisk"):
