@@ -17,7 +17,8 @@
  *
  * Dirty bits are set after the store they speak of: a fetch in between sends the page too early and
  * then once more, while the other order would lose it. Bitmaps live as long as their region, so that
- * a device may mark while another thread stops logging; untouched they cost no memory.
+ * a device may mark while another thread stops logging; mapped and untouched they cost no memory, where
+ * calloc() would clear 96 KiB for 3 GiB of RAM.
  */
 #include <endian.h>
 #include <fcntl.h>
@@ -100,7 +101,7 @@ void gmem_free(struct gmem *m)
 		return;
 	for (unsigned i = 0; i < m->count; i++) {
 		release(&m->areas[i]);
-		free(m->areas[i].dirty);
+		munmap((void *)m->areas[i].dirty, m->areas[i].words * sizeof(*m->areas[i].dirty));
 	}
 	fd_close(&m->pagemap);
 	if (m->log)
@@ -129,16 +130,24 @@ static int check_place(const struct gmem *m, gpa_t gpa, uint64_t size, uint64_t 
 	return 0;
 }
 
+static void *map_zeroes(size_t size)
+{
+	return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		    -1, 0);
+}
+
 /* Takes over what @a holds only when it succeeds. */
 static int insert(struct gmem *m, struct area *a, struct err *err)
 {
 	unsigned at = 0;
 
 	a->words = ((a->r.size >> PAGE_SHIFT) + 63) / 64;
-	a->dirty = calloc(a->words, sizeof(*a->dirty));
-	if (!a->dirty)
-		return err_set(err, ENOMEM,
-			       "out of memory for the dirty bitmap of RAM at 0x%" PRIx64, a->r.gpa);
+	void *dirty = map_zeroes(a->words * sizeof(*a->dirty));
+
+	if (dirty == MAP_FAILED)
+		return err_set_sys(err, errno, "cannot map the dirty bitmap of RAM at 0x%" PRIx64,
+				   a->r.gpa);
+	a->dirty = dirty;
 	while (at < m->count && m->areas[at].r.gpa < a->r.gpa)
 		at++;
 	memmove(&m->areas[at + 1], &m->areas[at], (m->count - at) * sizeof(*a));
@@ -570,8 +579,7 @@ void *gmem_dirty_log(struct gmem *m, struct err *err)
 	if (m->log || !last)
 		return (void *)m->log;
 	m->log_size = ((((last->gpa + last->size) >> PAGE_SHIFT) / 8 + 8) / page + 1) * page;
-	void *p = mmap(NULL, m->log_size, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *p = map_zeroes(m->log_size);
 
 	if (p == MAP_FAILED)
 		err_set_sys(err, errno, "cannot map a log of writes to guest RAM");
