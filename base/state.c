@@ -308,6 +308,14 @@ static int validate(const struct state_desc *d, const uint8_t *regs, const void 
 	return d->validate ? d->validate(regs, device, err) : 0;
 }
 
+int state_load_new(const struct state_desc *d, void *regs, const void *device, const void *data,
+		   size_t len, struct err *err)
+{
+	int rc = state_decode(d, regs, data, len, err);
+
+	return rc ? rc : validate(d, regs, device, err);
+}
+
 int state_load(const struct state_desc *d, void *regs, const void *device, const void *data,
 	       size_t len, struct err *err)
 {
@@ -316,10 +324,8 @@ int state_load(const struct state_desc *d, void *regs, const void *device, const
 	if (!scratch)
 		return err_set(err, ENOMEM, "out of memory for the state of %s", d->name);
 	memcpy(scratch, regs, d->size);
-	int rc = state_decode(d, scratch, data, len, err);
+	int rc = state_load_new(d, scratch, device, data, len, err);
 
-	if (!rc)
-		rc = validate(d, scratch, device, err);
 	if (!rc)
 		memcpy(regs, scratch, d->size);
 	return rc;

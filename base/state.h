@@ -127,7 +127,11 @@ int state_save(const struct state_desc *d, const void *regs, struct state_buf *o
 int state_load(const struct state_desc *d, void *regs, const void *device, const void *data,
 	       size_t len, struct err *err);
 
-/* state_load() without validate, straight into @regs. For tests. */
+/* The same into @regs that nobody uses yet, without the copy: on an error anything may be in them. */
+int state_load_new(const struct state_desc *d, void *regs, const void *device, const void *data,
+		   size_t len, struct err *err);
+
+/* state_load_new() without validate. For tests. */
 int state_decode(const struct state_desc *d, void *regs, const void *data, size_t len,
 		 struct err *err);
 

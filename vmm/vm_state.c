@@ -180,7 +180,7 @@ static int load_header(struct vm_header *out, struct stream *s, struct err *err)
 	stream_name_types(s, section_name);
 	rc = expect(s, SECTION_HEADER, &sec, err);
 	if (!rc)
-		rc = state_load(&header_state, &h, NULL, sec.data, (size_t)sec.len, err);
+		rc = state_load_new(&header_state, &h, NULL, sec.data, (size_t)sec.len, err);
 	if (!rc)
 		rc = check_header(&h, err);
 	if (!rc)
@@ -528,7 +528,7 @@ static int load_end(struct loading *g, const struct stream_section *sec, struct 
 {
 	const struct vm *vm = g->vm;
 	struct end_regs end = { 0 };
-	int rc = state_load(&end_state, &end, NULL, sec->data, (size_t)sec->len, err);
+	int rc = state_load_new(&end_state, &end, NULL, sec->data, (size_t)sec->len, err);
 
 	if (rc)
 		return rc;

@@ -97,7 +97,7 @@ int arch_chips_load(int vm_fd, const void *data, size_t len, struct err *err)
 {
 	struct chips_regs r = { 0 };
 	struct kvm_pit_state2 pit = { 0 };
-	int rc = state_load(&chips_state, &r, NULL, data, len, err);
+	int rc = state_load_new(&chips_state, &r, NULL, data, len, err);
 
 	for (unsigned i = 0; i < 2 && !rc; i++) {
 		struct kvm_irqchip c = { .chip_id = pic_ids[i] };

@@ -115,7 +115,7 @@ int arch_clock_load(int vm_fd, bool ran, const void *data, size_t len, uint64_t 
 		    struct err *err)
 {
 	struct clock_regs r = { 0 };
-	int rc = state_load(&clock_state, &r, NULL, data, len, err);
+	int rc = state_load_new(&clock_state, &r, NULL, data, len, err);
 
 	if (rc)
 		return rc;

@@ -187,7 +187,7 @@ static int load(int kvm_fd, struct arch_cpu *c, const void *data, size_t len, st
 		return err_set(err, ENOMEM, "out of memory for the processor's state");
 	rc = cpu_ask_host(kvm_fd, c, err);
 	if (!rc)
-		rc = state_load(&cpuid_state, r, NULL, data, len, err);
+		rc = state_load_new(&cpuid_state, r, NULL, data, len, err);
 	if (!rc) {
 		cpuid_from_regs(r, &c->leaves);
 		rc = cpu_check_leaves(c, &c->leaves, err);

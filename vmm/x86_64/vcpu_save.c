@@ -322,6 +322,6 @@ int arch_vcpu_load(int vcpu_fd, const struct arch_cpu *c, uint64_t elapsed_ns, c
 	if (c->xsave_size > REGS_XSAVE_MAX)
 		return err_set(err, E2BIG, "this processor's FPU state of %zu bytes is too large",
 			       c->xsave_size);
-	rc = state_load(&vcpu_state, r, NULL, data, len, err);
+	rc = state_load_new(&vcpu_state, r, NULL, data, len, err);
 	return rc ? rc : load(vcpu_fd, c, r, elapsed_ns, err);
 }
