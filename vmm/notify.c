@@ -252,10 +252,12 @@ int notify_init(struct notify *n, bool any_length,
 			      .any_length = any_length,
 			      .power = on_power,
 			      .opaque = opaque };
-	n->table = calloc(1, sizeof(*n->table) + (ARCH_GSI_ROUTES + NOTIFY_MSI_MAX) *
-							 sizeof(n->table->entries[0]));
+	/* 100 KiB, of which few machines need more than the first page */
+	n->table = malloc(sizeof(*n->table) +
+			  (ARCH_GSI_ROUTES + NOTIFY_MSI_MAX) * sizeof(n->table->entries[0]));
 	if (!n->table)
 		return err_set(err, ENOMEM, "out of memory for the interrupt routing table");
+	n->table->flags = 0;
 	n->chip_routes = arch_gsi_routes(n->table->entries, ARCH_GSI_ROUTES);
 	pthread_mutex_init(&n->lock, NULL);
 	return 0;

@@ -6,6 +6,7 @@
  */
 #include <fcntl.h>
 #include <ftw.h>
+#include <malloc.h>
 #include <setjmp.h>
 #include <spawn.h>
 #include <stdarg.h>
@@ -203,6 +204,22 @@ static void test_too_much(void **state)
 	gmem_free(f.mem);
 }
 
+/* Nothing of ours is in the gaps between them. */
+static void test_same_on_used_memory(void **state)
+{
+	static struct firmware clean, used;
+
+	for (size_t i = 0; i < SHAPES; i++) {
+		build(&clean, &shapes[i]);
+		mallopt(M_PERTURB, 0x55);
+		build(&used, &shapes[i]);
+		mallopt(M_PERTURB, 0);
+		assert_memory_equal(clean.area, used.area, sizeof(clean.area));
+		gmem_free(clean.mem);
+		gmem_free(used.mem);
+	}
+}
+
 /* ---- ACPICA ---- */
 
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
@@ -336,6 +353,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_tables),
 		cmocka_unit_test(test_too_much),
+		cmocka_unit_test(test_same_on_used_memory),
 		cmocka_unit_test(test_disassembles),
 	};
 

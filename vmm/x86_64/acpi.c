@@ -70,8 +70,9 @@ static uint8_t *table_new(struct tables *t, size_t len)
 
 	if (at > ROOM || len > ROOM - at)
 		return NULL;
+	/* The gap, too: the guest gets all of it. */
+	memset(t->buf + t->len, 0, at + len - t->len);
 	t->len = at + len;
-	memset(t->buf + at, 0, len);
 	return t->buf + at;
 }
 
@@ -380,7 +381,7 @@ static bool build(struct tables *t, const struct arch_layout *l, const struct ar
 	size_t n;
 	uint64_t at;
 
-	t->len = RSDP_SIZE; /* at the very start */
+	table_new(t, RSDP_SIZE); /* at the very start */
 	p = table_new(t, HEADER_SIZE);
 	n = dsdt(p + HEADER_SIZE, ROOM - t->len, l, m);
 	if (!n)
@@ -393,7 +394,7 @@ static bool build(struct tables *t, const struct arch_layout *l, const struct ar
 int acpi_build(struct gmem *m, const struct arch_layout *l, const struct arch_machine *machine,
 	       gpa_t *rsdp, struct err *err)
 {
-	cleanup_free uint8_t *buf = calloc(1, ROOM);
+	cleanup_free uint8_t *buf = malloc(ROOM); /* of which the tables take a small part */
 	struct tables t = { .buf = buf };
 	int r;
 
