@@ -107,13 +107,14 @@ $(patsubst %.c,$(B)/%.o,$(wildcard tests/unit/test_shim_*.c tests/fuzz/fuzz_shim
 $(B)/libk8s-shim.a: OBJ_k8s-shim += $(PROTO_O)
 $(B)/libk8s-shim.a: $(PROTO_O)
 
-# The system call filter: what libseccomp makes of the list, as an array.
-$(B)/gen/vmm/sandbox_filter.inc: vmm/sandbox_gen.c
+# Arrays that are made by a program: the system call filter, the tables of a checksum.
+$(B)/gen/%.inc: %_gen.c
 	@mkdir -p $(@D)
 	$(Q_CC)gcc -std=gnu11 -D_GNU_SOURCE $(WARN) $(shell pkg-config --cflags libseccomp) $< \
-		$(shell pkg-config --libs libseccomp) -o $(@D)/sandbox_gen && $(@D)/sandbox_gen > $@
+		-Wl,--as-needed $(shell pkg-config --libs libseccomp) -o $(@:.inc=) && $(@:.inc=) > $@
 
-$(B)/vmm/sandbox.o: $(B)/gen/vmm/sandbox_filter.inc
+$(B)/vmm/sandbox.o: $(B)/gen/vmm/sandbox.inc
+$(B)/base/crc32c.o: $(B)/gen/base/crc32c.inc
 
 objects: $(LIB_FILES) $(B)/vmm/main.o $(B)/k8s-shim/main.o
 

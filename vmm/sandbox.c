@@ -117,7 +117,7 @@ int sandbox_filter(struct err *err)
 	struct sigaction sa = { .sa_sigaction = on_refused, .sa_flags = SA_SIGINFO };
 	const uint32_t SANDBOX_PID = (uint32_t)getpid();
 	struct sock_filter code[] = {
-#include "vmm/sandbox_filter.inc"
+#include "vmm/sandbox.inc"
 	};
 	struct sock_fprog filter = { .len = sizeof(code) / sizeof(code[0]), .filter = code };
 

@@ -1,7 +1,7 @@
 /*
  * sandbox_gen.c - the system call filter, made when coracle is built
  *
- *	sandbox_gen > sandbox_filter.inc
+ *	sandbox_gen > sandbox.inc
  *
  * A program of its own that links libseccomp and prints the filter as the instructions of an array, which
  * sandbox.c includes. libseccomp takes longer to make the filter than the kernel to make the machine's

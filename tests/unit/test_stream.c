@@ -72,12 +72,24 @@ static void check_all(struct stream *r)
 
 static void crc(void **state)
 {
-	uint8_t zeroes[32] = { 0 };
+	uint8_t zeroes[32] = { 0 }, rising[64];
 
 	assert_int_equal(crc32c(0, "123456789", 9), 0xe3069283);
 	assert_int_equal(crc32c(crc32c(0, "1234", 4), "56789", 5), 0xe3069283);
 	assert_int_equal(crc32c(0, zeroes, 32), 0x8a9136aa); /* RFC 3720 B.4 */
 	assert_int_equal(crc32c(0, NULL, 0), 0);
+	for (unsigned i = 0; i < sizeof(rising); i++)
+		rising[i] = (uint8_t)i;
+	assert_int_equal(crc32c(0, rising, 32), 0x46dd794e); /* the same */
+	/* in two pieces of every length, at every alignment */
+	for (unsigned from = 0; from < 8; from++)
+		for (unsigned cut = from; cut <= sizeof(rising); cut++) {
+			uint32_t sum = crc32c(0, rising + from, cut - from);
+
+			for (unsigned i = cut; i < sizeof(rising); i++)
+				sum = crc32c(sum, rising + i, 1);
+			assert_int_equal(sum, crc32c(0, rising + from, sizeof(rising) - from));
+		}
 }
 
 static void memory(void **state)
