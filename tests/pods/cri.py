@@ -41,6 +41,7 @@ _METHODS = {
     "ExecSync": (pb.ExecSyncRequest, pb.ExecSyncResponse),
     "Attach": (pb.AttachRequest, pb.AttachResponse),
     "ContainerStats": (pb.ContainerRequest, pb.ContainerStatsResponse),
+    "ImageStatus": (pb.ImageStatusRequest, pb.ImageStatusResponse),
 }
 
 
@@ -62,7 +63,8 @@ class Cri:
 
     def __call__(self, method, _timeout=None, **fields):
         request, response = _METHODS[method]
-        call = self.channel.unary_unary(f"/runtime.v1.RuntimeService/{method}",
+        service = "ImageService" if method == "ImageStatus" else "RuntimeService"
+        call = self.channel.unary_unary(f"/runtime.v1.{service}/{method}",
                                         request_serializer=request.SerializeToString,
                                         response_deserializer=response.FromString)
         try:

@@ -28,37 +28,42 @@ CNI = pathlib.Path("/usr/lib/cni")
 TIMEOUT = float(os.environ.get("CORACLE_TEST_TIMEOUT", "60"))
 SHIM = "containerd-shim-coracle-v2"
 
+# NRI's socket would be the host's.
 CONFIG = """\
-version = 2
 root = "{dir}/root"
 state = "{dir}/state"
 disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing",
     "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-    "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
+    "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
+    "io.containerd.nri.v1.nri"]
 [grpc]
   address = "{dir}/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "coracle.test/pause:1"
   stream_server_address = "127.0.0.1"
   stream_server_port = "0"
+{first}
   disable_apparmor = true
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "{dir}/bin"
+  [plugins."{cri}".cni]
+    {bin_dir}
     conf_dir = "{dir}/cni"
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "overlayfs"
+  [plugins."{cri}".containerd]
     default_runtime_name = "coracle"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.coracle]
+    [plugins."{cri}".containerd.runtimes.coracle]
       runtime_type = "io.containerd.coracle.v2"
       privileged_without_host_devices = true
       pod_annotations = ["vm.coracle.dev/*"]
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.coracle.options]
+      [plugins."{cri}".containerd.runtimes.coracle.options]
         ConfigPath = "{dir}/coracle.json"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    [plugins."{cri}".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
 """
+# containerd 1.6 and 1.7, and 2, where the runtime has a part of its own.
+FIRST = {2: '  sandbox_image = "coracle.test/pause:1"', 3: """\
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "coracle.test/pause:1"
+[plugins."io.containerd.cri.v1.runtime"]"""}
 
 
 POD_ROWS = {"shims and pods' processes", "shims' sockets", "network namespaces",
@@ -85,6 +90,23 @@ def until(what, found, timeout=TIMEOUT):
         if time.monotonic() > end:
             raise Late(f"{what}: not within {timeout:.0f} s")
         time.sleep(0.01)
+
+
+def containerd_version():
+    """(major, minor) of the containerd in PATH."""
+    said = subprocess.run(["containerd", "--version"], check=True, capture_output=True,
+                          text=True).stdout
+    return tuple(map(int, re.search(r" v?(\d+)\.(\d+)\.", said).groups()))
+
+
+def containerd_config(where):
+    """The configuration of a node in a directory, as the containerd in PATH wants it."""
+    version = containerd_version()
+    new = version >= (2,)
+    return f"version = {3 if new else 2}\n" + CONFIG.format(
+        dir=where, first=FIRST[3 if new else 2],
+        cri="io.containerd.cri.v1.runtime" if new else "io.containerd.grpc.v1.cri",
+        bin_dir=f'bin_dirs = ["{where}/bin"]' if version >= (2, 1) else f'bin_dir = "{where}/bin"')
 
 
 def why_not():
@@ -132,7 +154,7 @@ class Node:
                 "ipam": self.ipam(*subnets)}
         self.network("10-pods", {"type": "multus", "delegates": [eth0, *attachments]}
                      if attachments else eth0)
-        (self.dir / "config.toml").write_text(CONFIG.format(dir=self.dir))
+        (self.dir / "config.toml").write_text(containerd_config(self.dir))
         self.pods = []
         self.start()
         self.image("coracle.test/pause:1", {"pause": pause}, ("/pause",))
@@ -175,7 +197,9 @@ class Node:
     def _ready(self):
         assert self.process.poll() is None, self.log()
         try:
-            return all(c.status for c in self.cri("Status").status.conditions)
+            # Another one, later, is about what containerd will not have in its next version.
+            return all(c.status for c in self.cri("Status").status.conditions
+                       if c.type in ("RuntimeReady", "NetworkReady"))
         except cri.Refused as e:
             early = e.code.name == "UNAVAILABLE" or "not initialized" in e.details
             assert early, f"{e}\n{self.log()}"
@@ -204,14 +228,35 @@ class Node:
         images.write(path, name, files, command)
         self.ctr("images", "import", path)
         path.unlink()
+        until(f"CRI has heard of {name}", lambda: self.cri(
+            "ImageStatus", image={"image": name}).HasField("image"))
         return name
+
+    def remove(self, pod_id):
+        """
+        As a kubelet, which asks again: from 1.7 on containerd takes a moment to notice that a shim was
+        killed, and refuses meanwhile.
+        """
+        def removed():
+            try:
+                self.cri("StopPodSandbox", pod_sandbox_id=pod_id)
+                self.cri("RemovePodSandbox", pod_sandbox_id=pod_id)
+            except cri.Refused as e:
+                if re.search("is still running, to stop first|ttrpc: closed", e.details):
+                    return False
+                raise
+            return True
+
+        until("the pod is removed", removed)
+
+    def remove_all(self):
+        for pod in self.cri("ListPodSandbox").items:
+            self.remove(pod.id)
 
     def close(self):
         """Everything of this node ends, also when a test has left it in a bad state."""
-        with contextlib.suppress(cri.Refused):
-            for pod in self.cri("ListPodSandbox").items:
-                self.cri("StopPodSandbox", pod_sandbox_id=pod.id)
-                self.cri("RemovePodSandbox", pod_sandbox_id=pod.id)
+        with contextlib.suppress(cri.Refused, Late):
+            self.remove_all()
         self.cri.close()
         self.process.terminate()
         self.process.wait()
@@ -490,6 +535,5 @@ class Pod:
 
     def remove(self):
         if self.id:
-            self.node.cri("StopPodSandbox", pod_sandbox_id=self.id)
-            self.node.cri("RemovePodSandbox", pod_sandbox_id=self.id)
+            self.node.remove(self.id)
         self.id = None

@@ -173,7 +173,7 @@ def test_machine_that_cannot_be_killed(node, running):
     state.write_text("FROZEN")
     try:
         for _ in range(2):
-            with pytest.raises(cri.Refused, match="(?i)deadline|context"):
+            with pytest.raises(cri.Refused, match="(?i)deadline|context|RST_STREAM"):
                 node.cri("StopContainer", container_id=running.container, timeout=0, _timeout=2)
         shim = Client(node.socket(running.id), TIMEOUT)
         assert shim.call("Pids", field(1, running.container))
@@ -339,12 +339,6 @@ def test_delete_beside_a_daemon_that_dies(node, tmp_path, dies):
 
 # ---- something dies at every step ----
 
-def remove_all(node):
-    for pod in node.cri("ListPodSandbox").items:
-        node.cri("StopPodSandbox", pod_sandbox_id=pod.id)
-        node.cri("RemovePodSandbox", pod_sandbox_id=pod.id)
-
-
 def start_pod(node, disk):
     """From nothing to a running machine, in a thread of its own; errors are expected."""
     pod = Pod(node)
@@ -365,7 +359,7 @@ STEPS = [i * 0.02 for i in range(18)]
 def steps(node, device):
     kernel(node, "hello", "exit=halt")
     yield device()
-    remove_all(node)
+    node.remove_all()
     node.check_clean()
 
 
@@ -376,7 +370,7 @@ def test_shim_killed_during_start(node, steps, after):
     time.sleep(after)
     kill(daemons(node))
     thread.join()
-    remove_all(node)
+    node.remove_all()
     node.check_clean()
 
 
@@ -387,7 +381,7 @@ def test_machine_killed_during_start(node, steps, after):
     time.sleep(after / 4)
     kill(ours("coracle", node))
     thread.join()
-    remove_all(node)
+    node.remove_all()
     node.check_clean()
 
 
@@ -400,14 +394,14 @@ def test_killed_during_stop(node, steps, what, after):
 
     def stop():
         with contextlib.suppress(cri.Refused):
-            remove_all(node)
+            node.remove_all()
 
     thread = threading.Thread(target=stop)
     thread.start()
     time.sleep(after)
     kill(daemons(node) if what == "shim" else ours("coracle", node))
     thread.join()
-    remove_all(node)
+    node.remove_all()
     node.check_clean()
 
 
@@ -449,7 +443,7 @@ def test_killed_at_step_of_stop(node, steps, what, step):
     until(step, lambda: STOP[step](node, pod) or not thread.is_alive())
     kill(daemons(node) if what == "shim" else ours("coracle", node))
     thread.join()
-    remove_all(node)
+    node.remove_all()
     node.check_clean()
 
 
@@ -467,7 +461,7 @@ def own_node():
 def restart_and_remove(node):
     node.kill()
     node.start()
-    remove_all(node)
+    node.remove_all()
     for task in node.ctr("tasks", "ls", "-q").split():
         node.ctr("tasks", "rm", "-f", task)
 
