@@ -74,6 +74,10 @@ static void do_delete(struct service *s, const Pb__DeleteRequest *r, struct ttrp
 		task_delete(t, call);
 }
 
+/*
+ * A task that has ended has its process, too, until Delete: one without any is for containerd (1.7 and
+ * later, when it is started again) one that was never made, and it forgets how that has ended.
+ */
 static void do_pids(struct service *s, const Pb__PidsRequest *r, struct ttrpc_call *call)
 {
 	struct task *t = find(s, r->id, NULL, call);
@@ -83,7 +87,7 @@ static void do_pids(struct service *s, const Pb__PidsRequest *r, struct ttrpc_ca
 	if (!t)
 		return;
 	info.pid = (uint32_t)t->pid;
-	if (task_is_alive(t)) {
+	if (!t->creating) {
 		out.processes = list;
 		out.n_processes = 1;
 	}

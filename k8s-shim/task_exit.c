@@ -106,7 +106,7 @@ static void finish_delete(struct task *t, struct ttrpc_call *call)
 
 void task_delete(struct task *t, struct ttrpc_call *call)
 {
-	if (t->creating || t->delete_call || t->status == PB__TASK_STATUS__RUNNING ||
+	if (t->delete_call || t->status == PB__TASK_STATUS__RUNNING ||
 	    t->status == PB__TASK_STATUS__PAUSED) {
 		ttrpc_fail(call, TTRPC_FAILED_PRECONDITION, "task %s has not ended yet", t->id);
 		return;
@@ -115,7 +115,11 @@ void task_delete(struct task *t, struct ttrpc_call *call)
 		finish_delete(t, call);
 		return;
 	}
-	t->delete_call = call; /* created, never started */
+	/*
+	 * Created, never started; or not even that yet: the containerd that asked for it has been killed,
+	 * and the next one, from 1.7 on, asks for its end, and asks only once.
+	 */
+	t->delete_call = call;
 	t->killed = true;
 	kill(t->pid, SIGKILL);
 }

@@ -4,6 +4,7 @@ Where something is killed "at every step", the moments are spread over the time 
 of them decides the verdict: after each, everything is removed and what is left is looked for.
 """
 import contextlib
+import itertools
 import os
 import pathlib
 import select
@@ -119,10 +120,14 @@ def test_containerd_restarted(node, running):
 
 
 def test_machine_ends_while_containerd_is_away(node, running):
-    machine = running.pid()
+    """From 1.7 on it forgets a task that has no process, and how that has ended."""
+    machine, one = running.pid(), field(1, running.container)
     node.kill()
     kill([machine])
-    until("the machine has gone", lambda: machine not in ours("coracle", node))
+    shim = Client(node.socket(running.id), TIMEOUT)
+    assert varint(137) in shim.call("Wait", one)
+    assert shim.call("Pids", one, 3) == field(2, field(1, field(1, machine)))
+    shim.close()
     node.start()
     assert running.ended().exit_code == 137
 
@@ -306,6 +311,38 @@ def test_kubelet_asks_twice(node, running):
     node.cri("RemovePodSandbox", pod_sandbox_id=running.id)
     node.cri("RemovePodSandbox", pod_sandbox_id=running.id)
     running.id = None
+
+
+def test_delete_of_one_that_is_being_made(node, pods, device, tmp_path):
+    """As containerd from 1.7 on does, once, when it was killed meanwhile and is back."""
+    script, vmm = tmp_path / "coracle", node.config["vmm"]
+    script.write_text("#!/bin/sh\nexec sleep 1000\n")
+    script.chmod(0o755)
+    pod = pods().create(devices=[(ROOT, device())])
+    refused = []
+
+    def start():
+        try:
+            pod.start()
+        except cri.Refused as e:
+            refused.append(str(e))
+
+    thread = threading.Thread(target=start)
+    try:
+        node.configure(vmm=str(script))
+        thread.start()
+        one, shim = field(1, pod.container), Client(node.socket(pod.id), TIMEOUT)
+        streams = itertools.count(1, 2)
+        until("it is being made", lambda: b"no task" not in shim.call("State", one, next(streams)))
+        assert shim.call("Pids", one, next(streams)) == b""
+        assert b"has gone" in shim.call("Delete", one, next(streams))
+        assert b"no task" in shim.call("State", one, next(streams))
+        shim.close()
+        thread.join()
+    finally:
+        node.configure(vmm=vmm)
+    assert "was killed by signal 9" in refused[0]
+    node.check_clean(pod=pod)
 
 
 def test_delete_again_by_hand(node, running):
