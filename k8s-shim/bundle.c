@@ -114,14 +114,14 @@ static int read_devices(struct bundle *b, struct err *err)
 	return 0;
 }
 
-static bool has_option(struct json_object *options, const char *name)
+static bool mount_is_read_only(struct json_object *options)
 {
 	if (!json_object_is_type(options, json_type_array))
 		return false;
 	for (size_t i = 0; i < json_object_array_length(options); i++) {
 		const char *s = json_text(json_object_array_get_idx(options, i));
 
-		if (s && !strcmp(s, name))
+		if (s && (!strcmp(s, "ro") || !strcmp(s, "rro")))
 			return true;
 	}
 	return false;
@@ -147,7 +147,7 @@ static int read_mounts(struct bundle *b, struct err *err)
 		b->mounts[b->nmounts++] = (struct bundle_mount){
 			.destination = destination,
 			.source = source ? source : "",
-			.read_only = has_option(json_at(m, "options", NULL), "ro"),
+			.read_only = mount_is_read_only(json_at(m, "options", NULL)),
 		};
 	}
 	return 0;

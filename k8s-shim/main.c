@@ -1,10 +1,10 @@
 /*
  * main.c - containerd-shim-coracle-v2: pods that are virtual machines
  *
- * containerd starts it three ways. `start` makes the pod's daemon, or finds it for a second container of
+ * containerd starts it four ways. `start` makes the pod's daemon, or finds it for a second container of
  * the same pod, and prints its address. The daemon (shim_serve) has the pod until Shutdown. `delete` clears
  * away what is left of a container; it is run after each one's end, and alone when the daemon has been
- * killed.
+ * killed. `-info` is about no pod: what this runtime can do.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +19,7 @@ static int usage(void)
 	fputs("usage: containerd-shim-coracle-v2 -namespace NS -address SOCKET -id ID [-bundle "
 	      "DIR] "
 	      "start|delete\n"
+	      "       containerd-shim-coracle-v2 -info <OPTIONS\n"
 	      "       containerd-shim-coracle-v2 -v\n"
 	      "containerd starts this program; see the user guide on how to tell it to.\n",
 	      stderr);
@@ -63,6 +64,12 @@ static int parse(struct shim_args *a, int argc, char **argv, const char **comman
 	return *command ? 0 : -1;
 }
 
+/* The only argument is @name, with one dash or two. */
+static bool only(int argc, char **argv, const char *name)
+{
+	return argc == 2 && *argv[1] == '-' && !strcmp(argv[1] + (argv[1][1] == '-'), name);
+}
+
 int main(int argc, char **argv)
 {
 	struct shim_args a = { "", "", "", "", false };
@@ -70,13 +77,17 @@ int main(int argc, char **argv)
 	const char *command;
 	int status = 2;
 
-	if (argc == 2 && (!strcmp(argv[1], "-v") || !strcmp(argv[1], "--version"))) {
+	if (only(argc, argv, "-v") || only(argc, argv, "-version")) {
 		printf("containerd-shim-coracle-v2 " CORACLE_VERSION "\n");
 		return 0;
 	}
-	if (parse(&a, argc, argv, &command) || !*a.id || !*a.ns)
+	if (only(argc, argv, "-info"))
+		command = "info";
+	else if (parse(&a, argc, argv, &command) || !*a.id || !*a.ns)
 		return usage();
-	if (!strcmp(command, "start"))
+	if (!strcmp(command, "info"))
+		status = shim_info(STDIN_FILENO, STDOUT_FILENO, &err);
+	else if (!strcmp(command, "start"))
 		status = shim_start(&a, &err);
 	else if (!strcmp(command, "delete"))
 		status = shim_delete(&a, &err);

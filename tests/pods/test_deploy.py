@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from cri import Refused
-from node import BUILD, SHIM, TOP, Node, Pod, why_not
+from node import BUILD, SHIM, TOP, Node, Pod, containerd_version, why_not
 
 DEPLOY = TOP / "k8s-shim/deploy"
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -185,8 +185,25 @@ def test_shim_prints_its_version():
     assert out.startswith(SHIM)
 
 
+def test_what_the_runtime_can_do():
+    """As containerd asks it, and as kubelet hears of it. Before 2.2 only runc is asked."""
+    out = subprocess.run([BUILD / SHIM, "-info"], check=True, capture_output=True,
+                         stdin=subprocess.DEVNULL).stdout
+    features = json.loads(out[out.index(b"{"):])
+    assert "rro" in features["mountOptions"] and "user" not in features["linux"]["namespaces"]
+    node = Node()
+    try:
+        handlers = {h.name: h.features for h in node.cri("Status").runtime_handlers}
+        assert set(handlers) == ({"", "coracle", "runc"} if containerd_version() >= (2,) else set())
+        for name in {"", "coracle"} & set(handlers):
+            assert handlers[name].recursive_read_only_mounts == (containerd_version() >= (2, 2))
+            assert not handlers[name].user_namespaces
+    finally:
+        node.close()
+
+
 @pytest.mark.parametrize("args", [[], ["-id", "x"], ["-namespace", "k8s.io", "-id", "x", "fly"],
-                                  ["-what"], ["-namespace"]])
+                                  ["-what"], ["-namespace"], ["-info", "start"]])
 def test_wrong_command_line(args):
     run = subprocess.run([BUILD / SHIM, *args], capture_output=True, text=True, check=False)
     assert run.returncode == 2 and "usage:" in run.stderr and not run.stdout

@@ -36,6 +36,7 @@ static void test_a_pods_container(void **state)
 		      "\"mounts\":[{\"destination\":\"/disk\",\"source\":\"/"
 		      "a\",\"options\":[\"rw\"]},"
 		      "{\"destination\":\"/proc\"},"
+		      "{\"destination\":\"/all\",\"options\":[\"rbind\",\"rro\"]},"
 		      "{\"destination\":\"/disk\",\"source\":\"/"
 		      "b\",\"options\":[\"rbind\",\"ro\"]}],"
 		      "\"linux\":{\"cgroupsPath\":\"/pods/x\",\"namespaces\":[{\"type\":\"pid\"},"
@@ -64,10 +65,12 @@ static void test_a_pods_container(void **state)
 	assert_true(b.devices[0].block);
 	assert_int_equal(b.devices[0].minor, 3);
 	assert_false(b.devices[1].block);
-	assert_int_equal(b.nmounts, 3);
+	assert_int_equal(b.nmounts, 4);
 	assert_string_equal(bundle_mount_at(&b, "/disk")->source, "/b");
 	assert_true(bundle_mount_at(&b, "/disk")->read_only);
+	assert_true(bundle_mount_at(&b, "/all")->read_only);
 	assert_string_equal(bundle_mount_at(&b, "/proc")->source, "");
+	assert_false(bundle_mount_at(&b, "/proc")->read_only);
 	assert_null(bundle_mount_at(&b, "/none"));
 	assert_string_equal(bundle_annotation(&b, "vm.coracle.dev/mode"), "disk");
 	assert_null(bundle_annotation(&b, "none"));
