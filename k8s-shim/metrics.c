@@ -70,6 +70,7 @@ static int metrics_v1(const struct cgroup *cg, Pb__Any *out, struct err *err)
 	Pb__V1Throttle throttle = PB__V1_THROTTLE__INIT;
 	Pb__V1Memory memory = PB__V1_MEMORY__INIT;
 	Pb__V1MemoryEntry entry = PB__V1_MEMORY_ENTRY__INIT;
+	Pb__V1OomControl oom = PB__V1_OOM_CONTROL__INIT;
 	const char *acct = cgroup_dir(cg, "cpuacct");
 	const struct cgroup_value ticks[] = { { "user", &usage.user },
 					      { "system", &usage.kernel } };
@@ -77,6 +78,11 @@ static int metrics_v1(const struct cgroup *cg, Pb__Any *out, struct err *err)
 		{ "nr_periods", &throttle.periods },
 		{ "nr_throttled", &throttle.throttled_periods },
 		{ "throttled_time", &throttle.throttled_time },
+	};
+	const struct cgroup_value ooms[] = {
+		{ "oom_kill_disable", &oom.oom_kill_disable },
+		{ "under_oom", &oom.under_oom },
+		{ "oom_kill", &oom.oom_kill },
 	};
 
 	m.pids = &pids;
@@ -92,6 +98,9 @@ static int metrics_v1(const struct cgroup *cg, Pb__Any *out, struct err *err)
 	usage.kernel *= TICK_NSEC;
 	cgroup_values(cgroup_dir(cg, "cpu"), "cpu.stat", throttled, COUNT(throttled));
 	read_memory_v1(cgroup_dir(cg, "memory"), &memory);
+	/* Where containerd 2 looks for whether a task that was killed was out of memory. */
+	cgroup_values(cgroup_dir(cg, "memory"), "memory.oom_control", ooms, COUNT(ooms));
+	m.memory_oom_control = &oom;
 	return pack(&m.base, "io.containerd.cgroups.v1.Metrics", out, err);
 }
 
