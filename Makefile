@@ -143,6 +143,13 @@ $(B)/tests/pods/%: $(B)/tests/pods/%.o $(call lib,k8s-shim) $(call lib,base)
 	@mkdir -p $(@D)
 	$(Q_LD)$(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
 
+# The program with something between it and the kernel, for tests/e2e.
+$(B)/tests/e2e/slow_kvm: $(B)/tests/e2e/slow_kvm.o $(B)/vmm/main.o $(LIB_FILES)
+	$(Q_LD)$(CC) $(ALL_LDFLAGS) $(PROGRAM_LDFLAGS_$(V)) -Wl,--wrap=ioctl $< $(B)/vmm/main.o $(LINK_LIBS) $(LIBS) \
+		-o $@ $(quiet_nss)
+
+e2e-tools: $(B)/tests/e2e/slow_kvm
+
 pod-tools: $(patsubst tests/pods/%.c,$(B)/tests/pods/%,$(wildcard tests/pods/*.c))
 
 unit: unit-bins ## build and run the unit tests of this variant (V=...)
@@ -250,6 +257,6 @@ include tests/guest/guest.mk
 
 -include $(shell test -d build && find build -name '*.d')
 
-.PHONY: all objects pod-tools unit unit-bins fuzz fuzz-bins demo demo-pod check bench bench-bins lab layers \
+.PHONY: all objects e2e-tools pod-tools unit unit-bins fuzz fuzz-bins demo demo-pod check bench bench-bins lab layers \
 	lint format man completion install help clean
 .SECONDARY:

@@ -163,26 +163,42 @@ int arch_cpu_save(const struct arch_cpu *c, struct state_buf *out, struct err *e
 struct arch_cpu *arch_cpu_load(int kvm_fd, unsigned ncpus, const void *data, size_t len,
 			       struct err *err);
 
+/* One moment by all clocks: what passes between looks at them is in none of them. */
+struct arch_moment {
+	uint64_t guest_ns, realtime_ns; /* kvmclock, the host's CLOCK_REALTIME */
+	uint64_t tsc_base;              /* with a vCPU's offset its time stamp counter, */
+	uint32_t tsc_khz;               /* which runs at this; 0: not known */
+};
+
+/* The machine's clocks on their way; made by the first two of these functions, for the others. */
+struct arch_clock {
+	int vm_fd;
+	struct arch_moment saved, now; /* now: on this host, when the first vCPU is loaded */
+	bool together;                 /* loading: counters were saved as they were at @saved */
+	uint64_t elapsed_ns;           /* loading: how far the guest's clock went on meanwhile */
+};
+
+/*
+ * The guest's clock, before everything else. @vcpu_fd: any vCPU, all stand still; -1: there is none. @ran:
+ * it went on since it was saved, by the host's real time.
+ */
+int arch_clock_save(int vm_fd, int vcpu_fd, struct arch_clock *k, struct state_buf *out,
+		    struct err *err);
+int arch_clock_load(int vm_fd, bool ran, const void *data, size_t len, struct arch_clock *k,
+		    struct err *err);
+
 /*
  * The vCPU's registers. It is parked; loading comes after the clock, into one that is fresh from
  * KVM_CREATE_VCPU or that arch_vcpu_init() was called for.
  */
-int arch_vcpu_save(int vcpu_fd, const struct arch_cpu *c, unsigned index, struct state_buf *out,
-		   struct err *err);
-int arch_vcpu_load(int vcpu_fd, const struct arch_cpu *c, uint64_t elapsed_ns, const void *data,
+int arch_vcpu_save(int vcpu_fd, const struct arch_cpu *c, unsigned index,
+		   const struct arch_clock *k, struct state_buf *out, struct err *err);
+int arch_vcpu_load(int vcpu_fd, const struct arch_cpu *c, struct arch_clock *k, const void *data,
 		   size_t len, struct err *err);
 
 /* Interrupt controllers and timer in the kernel. */
 int arch_chips_save(int vm_fd, struct state_buf *out, struct err *err);
 int arch_chips_load(int vm_fd, const void *data, size_t len, struct err *err);
-
-/*
- * The guest's clock. @ran: it went on since it was saved, by the host's real time; *@elapsed_ns is how
- * far, for arch_vcpu_load(), else 0.
- */
-int arch_clock_save(int vm_fd, struct state_buf *out, struct err *err);
-int arch_clock_load(int vm_fd, bool ran, const void *data, size_t len, uint64_t *elapsed_ns,
-		    struct err *err);
 
 /* Every table of this architecture, ended by NULL: for inspection, docs and tests. */
 const struct state_desc *const *arch_state_tables(void);

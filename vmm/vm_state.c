@@ -248,6 +248,7 @@ static void add_to_sum(struct sum *sum, unsigned type, const char *name, const v
 
 struct saving {
 	struct stream *s;
+	struct arch_clock clock;
 	struct sum sum;
 	struct state_buf buf;
 };
@@ -309,7 +310,7 @@ static int save_device(struct saving *g, struct device *d, struct err *err)
 static int save_vcpu(struct saving *g, const struct vm *vm, unsigned i, struct err *err)
 {
 	char name[16];
-	int rc = arch_vcpu_save(vm->vcpus.v[i].fd, vm->cpu, i, &g->buf, err);
+	int rc = arch_vcpu_save(vm->vcpus.v[i].fd, vm->cpu, i, &g->clock, &g->buf, err);
 
 	snprintf(name, sizeof(name), "%u", i);
 	return rc ? err_prefix(err, "vCPU %u", i) : emit(g, SECTION_VCPU, name, err);
@@ -317,7 +318,7 @@ static int save_vcpu(struct saving *g, const struct vm *vm, unsigned i, struct e
 
 static int save_sections(struct saving *g, struct vm *vm, struct err *err)
 {
-	int rc = arch_clock_save(vm->fd, &g->buf, err);
+	int rc = arch_clock_save(vm->fd, vm->vcpus.v[0].fd, &g->clock, &g->buf, err);
 
 	if (!rc)
 		rc = emit(g, SECTION_CLOCK, "", err);
@@ -471,8 +472,8 @@ int device_state_load(struct device *d, const void *data, size_t len, struct err
 
 struct loading {
 	struct vm *vm;
-	enum vm_clock clock;
-	uint64_t elapsed_ns;
+	bool ran; /* the clock went on */
+	struct arch_clock clock;
 	struct sum sum;
 	unsigned last; /* type of the section before */
 	bool device[VM_DEVICES_MAX], clock_seen, chips_seen;
@@ -503,7 +504,7 @@ static int load_vcpu(struct loading *g, const struct stream_section *sec, struct
 	if (strcmp(name, sec->name) || g->vcpus >= vm->vcpus.count)
 		return err_set(err, EPROTO, "this machine has %u vCPUs, and number %u comes next",
 			       vm->vcpus.count, g->vcpus);
-	return arch_vcpu_load(vm->vcpus.v[g->vcpus++].fd, vm->cpu, g->elapsed_ns, sec->data,
+	return arch_vcpu_load(vm->vcpus.v[g->vcpus++].fd, vm->cpu, &g->clock, sec->data,
 			      (size_t)sec->len, err);
 }
 
@@ -512,8 +513,7 @@ static int load_clock(struct loading *g, const struct stream_section *sec, struc
 	if (g->clock_seen)
 		return err_set(err, EPROTO, "it is there twice");
 	g->clock_seen = true;
-	return arch_clock_load(g->vm->fd, g->clock == VM_CLOCK_RAN, sec->data, (size_t)sec->len,
-			       &g->elapsed_ns, err);
+	return arch_clock_load(g->vm->fd, g->ran, sec->data, (size_t)sec->len, &g->clock, err);
 }
 
 static int load_chips(struct loading *g, const struct stream_section *sec, struct err *err)
@@ -577,7 +577,7 @@ static bool is_ours(unsigned type)
 
 static int load_sections(struct vm *vm, struct stream *s, enum vm_clock clock, struct err *err)
 {
-	struct loading g = { .vm = vm, .clock = clock };
+	struct loading g = { .vm = vm, .ran = clock == VM_CLOCK_RAN };
 	struct stream_section sec;
 
 	stream_name_types(s, section_name);

@@ -100,12 +100,12 @@ class Coracle:
     """One machine. Its serial port is the process's stdin and stdout unless --serial is given.
 
     @prefix is a command that starts another in its place (nsenter, nice); @command "restore" wants a
-    snapshot's directory as its first argument, which brings its serial port along.
+    snapshot's directory as its first argument, which brings its serial port along. @program: another one.
     """
 
-    def __init__(self, *args, control=True, prefix=(), command="run", **popen):
+    def __init__(self, *args, control=True, prefix=(), command="run", program=PROGRAM, **popen):
         self.dir = tempfile.mkdtemp(prefix="coracle-test-")
-        self.args = [*prefix, PROGRAM, command, *map(str, args)]
+        self.args = [*prefix, program, command, *map(str, args)]
         if "--serial" not in args and command == "run":
             self.args += ["--serial", "stdio"]
         self.socket_path = os.path.join(self.dir, "control")

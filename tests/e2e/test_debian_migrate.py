@@ -5,18 +5,20 @@ summed again and again, and a loop watches its clock. Each hop is a new process 
 tap of its own on one bridge. Where the host has vhost-net, each other process does without it.
 """
 import contextlib
+import itertools
 import os
 import subprocess
 import time
 
 import pytest
 
-from coracle import PROGRAM, Coracle
+from coracle import PROGRAM, TOP, Coracle
 from debian import Debian, Shell, host, kernel_warnings, needs, root_disk, scratch_dir, why_not
 
 WHY_NOT = why_not()
 pytestmark = [pytest.mark.debian, needs("ip", "iperf3"),
               pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
+SLOW_KVM = TOP / "build/release/tests/e2e/slow_kvm"
 HOPS = int(os.environ.get("CORACLE_TEST_HOPS", "3"))  # each costs most of a minute in the lab
 GUEST, HOST = "198.51.100.2", "198.51.100.1"
 
@@ -123,4 +125,45 @@ def test_there_and_back(transport, cpus):
         assert shell.sh("cat /run/trouble 2>/dev/null || true") == ""
         assert kernel_warnings(shell) == []
         machine.send(b"systemctl poweroff\n")
+        assert machine.wait(240) == 0, machine.story()
+
+
+def put_aside(seconds):
+    """What starts a VMM that is put aside for so long when it has looked at the clock."""
+    assert SLOW_KVM.exists(), "run `make e2e-tools` first"
+    return {"program": str(SLOW_KVM), "env": {**os.environ, "CORACLE_SLOW_KVM": str(int(seconds * 1000))}}
+
+
+def to_another(stack, machine, directory, number, **how):
+    """Move a machine without NICs to a new process; it, with the guest's shell."""
+    address = f"unix:{directory}/hop{number}"
+    target = stack.enter_context(Coracle("--incoming", address, **how))
+    assert target.err.wait_for(lambda d: b"waiting for a machine" in d or None, 60), target.story()
+    machine.ctl("migrate", address, "--downtime-ms", 20000)
+    assert machine.wait() == 0, machine.story()
+    return target, Shell(target.out, target.send, target.story)
+
+
+def test_clock_of_a_host_that_puts_us_aside():
+    """A guest whose clock is the time stamp counter, whose VMMs lose the processor for four seconds between
+    looking at one clock and the next, on the way out and on the way in: its clock is not moved by it."""
+    aside = 4.0
+    with scratch_dir() as d, contextlib.ExitStack() as stack:
+        machine = stack.enter_context(Debian(
+            "--cpus", 2, root=f"{root_disk(d)},id=disk0", init="/bin/sh", cmdline="clocksource=tsc tsc=reliable",
+            memory="256M", **put_aside(aside)))
+        shell = machine.shell
+        shell.prompt(600)
+        clocks = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource"
+        shell.sh("mount -t sysfs none /sys; mount -t proc none /proc")
+        assert shell.sh(clocks) == "tsc"
+        ahead = [clock_ahead(shell)]
+        for number, how in enumerate((put_aside(aside), {})):
+            machine, shell = to_another(stack, machine, d, number, **how)
+            ahead.append(clock_ahead(shell))
+        assert all(high - low < aside / 2 for low, high in ahead), ahead
+        for (low, _), (_, high) in itertools.permutations(ahead, 2):
+            assert low <= high + 0.1, ahead
+        assert shell.sh(clocks) == "tsc"
+        machine.send(b"poweroff -ff\n")
         assert machine.wait(240) == 0, machine.story()

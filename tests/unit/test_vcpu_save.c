@@ -23,6 +23,8 @@
 
 #define CPUS 2
 
+static struct arch_clock no_clock; /* counters as they are when they are read */
+
 struct machine {
 	int kvm, vm, vcpu[CPUS];
 	struct arch_cpu *cpu;
@@ -209,8 +211,8 @@ static void round_trip(void **state)
 
 		fill(a.vcpu[i], i + 1);
 		take(a.vcpu[i], &before);
-		assert_int_equal(arch_vcpu_save(a.vcpu[i], a.cpu, i, &buf, &err), 0);
-		if (arch_vcpu_load(b.vcpu[i], b.cpu, 0, buf.data, buf.len, &err))
+		assert_int_equal(arch_vcpu_save(a.vcpu[i], a.cpu, i, &no_clock, &buf, &err), 0);
+		if (arch_vcpu_load(b.vcpu[i], b.cpu, &no_clock, buf.data, buf.len, &err))
 			fail_msg("%s", err.msg);
 		take(b.vcpu[i], &after);
 		assert_memory_equal(&before.mp, &after.mp, sizeof(before.mp));
@@ -253,7 +255,7 @@ static bool tsc_can_be_set(int fd)
 /* The time stamp counter goes on, by the time that the guest was on its way. */
 static void tsc_goes_on(void **state)
 {
-	const uint64_t hour = 3600ull * 1000000000;
+	struct arch_clock an_hour = { .elapsed_ns = 3600ull * 1000000000 };
 	struct machine a, b;
 	struct state_buf buf = { 0 };
 	struct err err = { 0 };
@@ -261,11 +263,11 @@ static void tsc_goes_on(void **state)
 	machine_begin(&a, NULL);
 	uint64_t khz = (uint64_t)ioctl(a.vcpu[0], KVM_GET_TSC_KHZ, 0), then = tsc(a.vcpu[0]);
 
-	assert_int_equal(arch_vcpu_save(a.vcpu[0], a.cpu, 0, &buf, &err), 0);
+	assert_int_equal(arch_vcpu_save(a.vcpu[0], a.cpu, 0, &no_clock, &buf, &err), 0);
 	machine_begin(&b, cpu_again(&a));
 	bool can = tsc_can_be_set(b.vcpu[1]); /* software KVM: it is the host's */
 
-	assert_int_equal(arch_vcpu_load(b.vcpu[0], b.cpu, hour, buf.data, buf.len, &err), 0);
+	assert_int_equal(arch_vcpu_load(b.vcpu[0], b.cpu, &an_hour, buf.data, buf.len, &err), 0);
 	if (!can)
 		then -= khz * 3600000;
 	assert_true(tsc(b.vcpu[0]) >= then + khz * 3600000);
@@ -273,6 +275,98 @@ static void tsc_goes_on(void **state)
 	state_buf_fini(&buf);
 	machine_end(&b);
 	machine_end(&a);
+}
+
+static uint64_t *offset_of(int fd, unsigned long request, uint64_t *offset)
+{
+	struct kvm_device_attr a = {
+		.group = KVM_VCPU_TSC_CTRL,
+		.attr = KVM_VCPU_TSC_OFFSET,
+		.addr = (uintptr_t)offset,
+	};
+
+	return ioctl(fd, request, &a) ? NULL : offset;
+}
+
+/* Counters of a machine that nobody has run, at the moment of @c. */
+static void counters(const struct machine *m, struct kvm_clock_data *c, uint64_t *tsc)
+{
+	*c = (struct kvm_clock_data){ 0 };
+	assert_int_equal(ioctl(m->vm, KVM_GET_CLOCK, c), 0);
+	if (!(c->flags & KVM_CLOCK_HOST_TSC)) {
+		print_message("SKIP: this host's clock is not its time stamp counter\n");
+		skip();
+	}
+	for (unsigned i = 0; i < CPUS; i++) {
+		assert_non_null(offset_of(m->vcpu[i], KVM_GET_DEVICE_ATTR, &tsc[i]));
+		tsc[i] += c->host_tsc;
+	}
+}
+
+static void be_put_aside(void)
+{
+	nanosleep(&(struct timespec){ .tv_nsec = 50000000 }, NULL);
+}
+
+static void save_and_load(const struct machine *a, const struct machine *b, bool ran)
+{
+	struct state_buf buf[CPUS + 1] = { 0 };
+	struct arch_clock from, to;
+	struct err err = { 0 };
+
+	assert_int_equal(arch_clock_save(a->vm, a->vcpu[0], &from, &buf[CPUS], &err), 0);
+	for (unsigned i = 0; i < CPUS; i++) {
+		be_put_aside();
+		assert_int_equal(arch_vcpu_save(a->vcpu[i], a->cpu, i, &from, &buf[i], &err), 0);
+	}
+	assert_int_equal(arch_clock_load(b->vm, ran, buf[CPUS].data, buf[CPUS].len, &to, &err), 0);
+	for (unsigned i = 0; i < CPUS; i++) {
+		be_put_aside();
+		assert_int_equal(
+			arch_vcpu_load(b->vcpu[i], b->cpu, &to, buf[i].data, buf[i].len, &err), 0);
+	}
+	for (unsigned i = 0; i <= CPUS; i++)
+		state_buf_fini(&buf[i]);
+}
+
+/* However long we were put aside: each went on by what the clock did. */
+static void counters_and_clock_stay_together(void **state)
+{
+	for (int ran = 0; ran < 2; ran++) {
+		struct machine a, b;
+		struct kvm_clock_data c, d, start = { .clock = 12345678901 };
+		uint64_t own = -1ull << 50, was[CPUS], is[CPUS];
+
+		machine_begin(&a, NULL);
+		if (!tsc_can_be_set(a.vcpu[1]) ||
+		    !offset_of(a.vcpu[0], KVM_SET_DEVICE_ATTR, &(uint64_t){ 5 })) {
+			machine_end(&a);
+			print_message("SKIP: this KVM does not set time stamp counters\n");
+			skip();
+		}
+		for (unsigned i = 0; i < CPUS; i++)
+			assert_non_null(offset_of(a.vcpu[i], KVM_SET_DEVICE_ATTR, &own));
+		assert_int_equal(ioctl(a.vm, KVM_SET_CLOCK, &start), 0);
+		uint64_t khz = (uint64_t)ioctl(a.vcpu[0], KVM_GET_TSC_KHZ, 0);
+
+		counters(&a, &c, was);
+		machine_begin(&b, cpu_again(&a));
+		save_and_load(&a, &b, ran);
+		counters(&b, &d, is);
+		for (unsigned i = 0; i < CPUS; i++) {
+			int64_t error =
+				(int64_t)(is[i] - was[i] - (d.clock - c.clock) * khz / 1000000);
+
+			if (llabs(error) > 200) /* KVM's clock has whole ns and a rate of its own */
+				fail_msg("vCPU %u: %lld ticks too far", i, (long long)error);
+			assert_int_equal(is[i] - is[0], was[i] - was[0]);
+		}
+		if (ran)
+			assert_true(llabs((int64_t)(d.clock - c.clock) -
+					  (int64_t)(d.realtime - c.realtime)) < 20000);
+		machine_end(&b);
+		machine_end(&a);
+	}
 }
 
 /* Load @saved with another counter; was a warning given? */
@@ -292,7 +386,7 @@ static bool warns(const struct machine *m, unsigned vcpu, const struct state_buf
 	assert_int_equal(state_save(&vcpu_state, r, &buf), 0);
 	assert_int_equal(pipe2(pipes, O_NONBLOCK), 0);
 	dup2(pipes[1], STDERR_FILENO);
-	int rc = arch_vcpu_load(m->vcpu[vcpu], m->cpu, 0, buf.data, buf.len, &err);
+	int rc = arch_vcpu_load(m->vcpu[vcpu], m->cpu, &no_clock, buf.data, buf.len, &err);
 
 	dup2(old, STDERR_FILENO);
 	close(old);
@@ -317,7 +411,7 @@ static void tsc_of_two_read_apart(void **state)
 	machine_begin(&m, NULL);
 	uint64_t hz = (uint64_t)ioctl(m.vcpu[0], KVM_GET_TSC_KHZ, 0) * 1000, now = tsc(m.vcpu[0]);
 
-	assert_int_equal(arch_vcpu_save(m.vcpu[0], m.cpu, 0, &buf, &err), 0);
+	assert_int_equal(arch_vcpu_save(m.vcpu[0], m.cpu, 0, &no_clock, &buf, &err), 0);
 	assert_false(warns(&m, 0, &buf, now));
 	assert_false(warns(&m, 1, &buf, now + hz / 2));
 	if (!tsc_can_be_set(m.vcpu[1]))
@@ -334,7 +428,7 @@ static void hostile_vcpu(void **state)
 	struct err err = { 0 };
 
 	machine_begin(&m, NULL);
-	assert_int_equal(arch_vcpu_save(m.vcpu[0], m.cpu, 0, &good, &err), 0);
+	assert_int_equal(arch_vcpu_save(m.vcpu[0], m.cpu, 0, &no_clock, &good, &err), 0);
 	assert_int_equal(state_decode(&vcpu_state, r, good.data, good.len, &err), 0);
 
 	/* a feature nobody has */
@@ -342,7 +436,8 @@ static void hostile_vcpu(void **state)
 		if (r->cpuid.function[i] == 7 && !r->cpuid.index[i])
 			r->cpuid.ebx[i] = 0xffffffff;
 	assert_int_equal(state_save(&vcpu_state, r, &bad), 0);
-	assert_int_equal(arch_vcpu_load(m.vcpu[1], m.cpu, 0, bad.data, bad.len, &err), -EINVAL);
+	assert_int_equal(arch_vcpu_load(m.vcpu[1], m.cpu, &no_clock, bad.data, bad.len, &err),
+			 -EINVAL);
 	assert_non_null(strstr(err.msg, "lacks"));
 	bad.len = 0;
 
@@ -351,12 +446,13 @@ static void hostile_vcpu(void **state)
 	r->msr[r->msr_count] = 0x12345678;
 	r->msr_value[r->msr_count++] = 1;
 	assert_int_equal(state_save(&vcpu_state, r, &bad), 0);
-	assert_int_equal(arch_vcpu_load(m.vcpu[1], m.cpu, 0, bad.data, bad.len, &err), -EINVAL);
+	assert_int_equal(arch_vcpu_load(m.vcpu[1], m.cpu, &no_clock, bad.data, bad.len, &err),
+			 -EINVAL);
 	assert_non_null(strstr(err.msg, "0x12345678"));
 	bad.len = 0;
 	r->msr_value[r->msr_count - 1] = 0;
 	assert_int_equal(state_save(&vcpu_state, r, &bad), 0);
-	assert_int_equal(arch_vcpu_load(m.vcpu[1], m.cpu, 0, bad.data, bad.len, &err), 0);
+	assert_int_equal(arch_vcpu_load(m.vcpu[1], m.cpu, &no_clock, bad.data, bad.len, &err), 0);
 
 	state_buf_fini(&good);
 	state_buf_fini(&bad);
@@ -468,7 +564,7 @@ static uint64_t guest_clock(int vm)
 
 static void put_clock(struct state_buf *b, uint64_t guest_ns, uint64_t realtime_ns)
 {
-	struct clock_regs r = { guest_ns, realtime_ns };
+	struct clock_regs r = { .guest_ns = guest_ns, .realtime_ns = realtime_ns };
 
 	b->len = 0;
 	assert_int_equal(state_save(&clock_state, &r, b), 0);
@@ -489,30 +585,30 @@ static void clocks(void **state)
 	struct machine m;
 	struct state_buf b = { 0 };
 	struct err err = { 0 };
-	uint64_t elapsed;
+	struct arch_clock k = { 0 };
 
 	machine_begin(&m, NULL);
 	put_clock(&b, 500 * day, realtime() - 60 * s);
-	assert_int_equal(arch_clock_load(m.vm, false, b.data, b.len, &elapsed, &err), 0);
-	assert_int_equal(elapsed, 0);
+	assert_int_equal(arch_clock_load(m.vm, false, b.data, b.len, &k, &err), 0);
+	assert_int_equal(k.elapsed_ns, 0);
 	assert_true(guest_clock(m.vm) >= 500 * day && guest_clock(m.vm) < 500 * day + 30 * s);
 
-	assert_int_equal(arch_clock_load(m.vm, true, b.data, b.len, &elapsed, &err), 0);
-	assert_true(elapsed >= 60 * s && elapsed < 90 * s);
+	assert_int_equal(arch_clock_load(m.vm, true, b.data, b.len, &k, &err), 0);
+	assert_true(k.elapsed_ns >= 60 * s && k.elapsed_ns < 90 * s);
 	assert_true(guest_clock(m.vm) >= 500 * day + 60 * s);
 
 	put_clock(&b, 3 * day, realtime() + 3600 * s); /* the other host's clock is ahead */
-	assert_int_equal(arch_clock_load(m.vm, true, b.data, b.len, &elapsed, &err), 0);
-	assert_int_equal(elapsed, 0);
+	assert_int_equal(arch_clock_load(m.vm, true, b.data, b.len, &k, &err), 0);
+	assert_int_equal(k.elapsed_ns, 0);
 	put_clock(&b, 3 * day, 1); /* since 1970 */
-	assert_int_equal(arch_clock_load(m.vm, true, b.data, b.len, &elapsed, &err), 0);
-	assert_int_equal(elapsed, 0);
+	assert_int_equal(arch_clock_load(m.vm, true, b.data, b.len, &k, &err), 0);
+	assert_int_equal(k.elapsed_ns, 0);
 	assert_true(guest_clock(m.vm) < 3 * day + 30 * s);
 
 	b.len = 0;
-	assert_int_equal(arch_clock_save(m.vm, &b, &err), 0);
-	assert_int_equal(arch_clock_load(m.vm, true, b.data, b.len, &elapsed, &err), 0);
-	assert_true(elapsed < 30 * s);
+	assert_int_equal(arch_clock_save(m.vm, m.vcpu[0], &k, &b, &err), 0);
+	assert_int_equal(arch_clock_load(m.vm, true, b.data, b.len, &k, &err), 0);
+	assert_true(k.elapsed_ns < 30 * s);
 	state_buf_fini(&b);
 	machine_end(&m);
 }
@@ -522,6 +618,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(round_trip),
 		cmocka_unit_test(tsc_goes_on),
+		cmocka_unit_test(counters_and_clock_stay_together),
 		cmocka_unit_test(tsc_of_two_read_apart),
 		cmocka_unit_test(hostile_vcpu),
 		cmocka_unit_test(cpu_check),

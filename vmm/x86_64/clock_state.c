@@ -6,20 +6,19 @@
  * time, so the difference is added, to the time stamp counters too (vcpu_save.c).
  *
  * We may be put aside for a long time between two system calls, and what passes then must not become
- * the guest's error: a guest that is moved ten times would be wrong by ten of them. So guest and real
- * time are read at one moment, by KVM where it can (Linux 5.16) and else between two looks at the real
- * time that are close together. When the clock is set we look whether it came out right, and set it
- * again if not.
+ * the guest's error: a guest that is moved ten times would be wrong by ten of them. So all clocks are read
+ * at one moment (moment.c). KVM adds the elapsed time itself where it can (Linux 5.16); elsewhere we look
+ * whether the clock came out right, and set it again if not.
  *
  * The elapsed time comes from a peer: it is taken only within reason.
  */
 #include <linux/kvm.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
-#include <time.h>
 
 #include "base/log.h"
 #include "vmm/arch.h"
+#include "vmm/x86_64/moment.h"
 #include "vmm/x86_64/regs.h"
 
 #define NS          UINT64_C(1000000000)
@@ -27,46 +26,19 @@
 #define ERROR_NS    20000 /* good enough, and more than it takes */
 #define TRIES       20
 
-static uint64_t realtime_ns(void)
+int arch_clock_save(int vm_fd, int vcpu_fd, struct arch_clock *k, struct state_buf *out,
+		    struct err *err)
 {
-	struct timespec t;
-
-	clock_gettime(CLOCK_REALTIME, &t);
-	return (uint64_t)t.tv_sec * NS + (uint64_t)t.tv_nsec;
-}
-
-/* The guest's clock and the real time of one moment. */
-static int read_pair(int vm_fd, struct clock_regs *r)
-{
-	uint64_t best = UINT64_MAX;
-
-	for (int i = 0; i < TRIES && best > ERROR_NS; i++) {
-		struct kvm_clock_data c = { 0 };
-		uint64_t before = realtime_ns();
-
-		if (ioctl(vm_fd, KVM_GET_CLOCK, &c) < 0)
-			return -errno;
-		uint64_t after = realtime_ns();
-
-		if (c.flags & KVM_CLOCK_REALTIME) {
-			*r = (struct clock_regs){ c.clock, c.realtime };
-			return 0;
-		}
-		if (after - before < best) {
-			best = after - before;
-			*r = (struct clock_regs){ c.clock, before + best / 2 };
-		}
-	}
-	return 0;
-}
-
-int arch_clock_save(int vm_fd, struct state_buf *out, struct err *err)
-{
-	struct clock_regs r;
-	int rc = read_pair(vm_fd, &r);
+	int rc = moment_look(vm_fd, vcpu_fd, &k->saved);
 
 	if (rc)
 		return err_set_sys(err, rc, "KVM cannot read the guest's clock");
+	const struct clock_regs r = {
+		.guest_ns = k->saved.guest_ns,
+		.realtime_ns = k->saved.realtime_ns,
+		.with_tsc = !!k->saved.tsc_khz,
+	};
+
 	return state_save(&clock_state, &r, out) ?
 		       err_set(err, ENOMEM, "out of memory for the clock's state") :
 		       0;
@@ -74,7 +46,7 @@ int arch_clock_save(int vm_fd, struct state_buf *out, struct err *err)
 
 static uint64_t elapsed_since(uint64_t then)
 {
-	uint64_t now = realtime_ns();
+	uint64_t now = moment_realtime();
 
 	if (now >= then && now - then <= ELAPSED_MAX)
 		return now - then;
@@ -93,14 +65,21 @@ static int set_clock(int vm_fd, uint64_t guest_ns)
 /* At the time @then it is @guest_ns, now it is later. */
 static int set_running(int vm_fd, uint64_t guest_ns, uint64_t then)
 {
+	struct kvm_clock_data c = {
+		.clock = guest_ns,
+		.realtime = then,
+		.flags = KVM_CLOCK_REALTIME,
+	};
 	int64_t error = 0;
 
+	if (!ioctl(vm_fd, KVM_SET_CLOCK, &c))
+		return 0;
 	for (int i = 0; i < TRIES; i++) {
-		struct clock_regs is;
-		int rc = set_clock(vm_fd, guest_ns + (realtime_ns() - then));
+		struct arch_moment is;
+		int rc = set_clock(vm_fd, guest_ns + (moment_realtime() - then));
 
 		if (!rc)
-			rc = read_pair(vm_fd, &is);
+			rc = moment_look(vm_fd, -1, &is);
 		if (rc)
 			return rc;
 		error = (int64_t)(is.guest_ns - guest_ns) - (int64_t)(is.realtime_ns - then);
@@ -111,7 +90,7 @@ static int set_running(int vm_fd, uint64_t guest_ns, uint64_t then)
 	return 0;
 }
 
-int arch_clock_load(int vm_fd, bool ran, const void *data, size_t len, uint64_t *elapsed_ns,
+int arch_clock_load(int vm_fd, bool ran, const void *data, size_t len, struct arch_clock *k,
 		    struct err *err)
 {
 	struct clock_regs r = { 0 };
@@ -119,8 +98,13 @@ int arch_clock_load(int vm_fd, bool ran, const void *data, size_t len, uint64_t 
 
 	if (rc)
 		return rc;
-	*elapsed_ns = ran ? elapsed_since(r.realtime_ns) : 0;
-	rc = *elapsed_ns ? set_running(vm_fd, r.guest_ns, r.realtime_ns) :
-			   set_clock(vm_fd, r.guest_ns);
+	*k = (struct arch_clock){
+		.vm_fd = vm_fd,
+		.saved = { .guest_ns = r.guest_ns, .realtime_ns = r.realtime_ns },
+		.together = r.with_tsc,
+		.elapsed_ns = ran ? elapsed_since(r.realtime_ns) : 0,
+	};
+	rc = k->elapsed_ns ? set_running(vm_fd, r.guest_ns, r.realtime_ns) :
+			     set_clock(vm_fd, r.guest_ns);
 	return rc ? err_set_sys(err, rc, "KVM cannot set the guest's clock") : 0;
 }

@@ -203,6 +203,8 @@ const struct state_desc chips_state = STATE_DESC("chips", struct chips_regs, chi
 static const struct state_field clock_fields[] = {
 	STATE_U64(1, struct clock_regs, guest_ns),
 	STATE_U64(2, struct clock_regs, realtime_ns),
+	STATE_UINT_(3, struct clock_regs, with_tsc, 4, 1, STATE_OPTIONAL),
+	STATE_PAD(struct clock_regs, pad_),
 };
 const struct state_desc clock_state = STATE_DESC("clock", struct clock_regs, clock_fields, NULL);
 

@@ -102,6 +102,8 @@ struct chips_regs {
 struct clock_regs {
 	uint64_t guest_ns;    /* kvmclock */
 	uint64_t realtime_ns; /* the host's CLOCK_REALTIME at that moment */
+	uint32_t with_tsc; /* 1: and MSR 0x10 of every vCPU; 0: those were read one after another */
+	uint8_t pad_[4];
 };
 
 void cpuid_to_regs(const struct kvm_cpuid_entry2 *e, unsigned n, struct cpuid_regs *r);

@@ -184,9 +184,19 @@ static bool is_command(uint32_t msr)
 	return msr == MSR_KVM_WALL_CLOCK || msr == MSR_KVM_WALL_CLOCK_NEW;
 }
 
-int vcpu_msrs_load(int fd, const struct vcpu_regs *r, uint64_t tsc_elapsed, struct err *err)
+uint64_t *vcpu_msrs_tsc(struct vcpu_regs *r)
+{
+	for (unsigned i = 0; i < r->msr_count; i++)
+		if (r->msr[i] == MSR_TSC)
+			return &r->msr_value[i];
+	return NULL;
+}
+
+int vcpu_msrs_load(int fd, const struct vcpu_regs *r, uint64_t tsc_elapsed, bool tsc_is_set,
+		   struct err *err)
 {
 	cleanup_free struct msr_list *l = calloc(1, sizeof(*l));
+	uint64_t tsc = 0;
 	unsigned n = 0;
 
 	if (!l)
@@ -196,17 +206,21 @@ int vcpu_msrs_load(int fd, const struct vcpu_regs *r, uint64_t tsc_elapsed, stru
 			uint32_t msr = r->msr[i];
 			int when = msr == MSR_TSC ? 0 : msr == MSR_TSC_DEADLINE ? 2 : 1;
 
-			if (when == pass && is_state(msr) && !is_command(msr))
+			if (when != pass || !is_state(msr) || is_command(msr))
+				continue;
+			if (!pass)
+				tsc = r->msr_value[i] + tsc_elapsed;
+			if (pass || !tsc_is_set)
 				l->entries[n++] = (struct kvm_msr_entry){
 					.index = msr,
-					.data = r->msr_value[i] + (pass ? 0 : tsc_elapsed),
+					.data = pass ? r->msr_value[i] : tsc,
 				};
 		}
 	}
 	l->head.nmsrs = n;
 	int rc = set_all(fd, l, err);
 
-	if (!rc && n && l->entries[0].index == MSR_TSC)
-		look_at_tsc(fd, r, l->entries[0].data);
+	if (!rc && tsc)
+		look_at_tsc(fd, r, tsc);
 	return rc;
 }

@@ -7,8 +7,8 @@
  * the rest against; system registers say which mode the local APIC is in before its registers are set;
  * MSRs come after it for the sake of the deadline timer, events last.
  *
- * All ioctls used here every KVM since Linux 3.x has (software KVM as well), but for two: XSAVE2
- * (Linux 5.17, with AMX) and setting the TSC's rate, which not every processor can.
+ * All ioctls used here every KVM since Linux 3.x has (software KVM as well), but for three: XSAVE2
+ * (Linux 5.17, with AMX), setting the TSC's rate, which not every processor can, and its offset (5.16).
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +18,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "vmm/x86_64/cpu.h"
+#include "vmm/x86_64/moment.h"
 #include "vmm/x86_64/vcpu_msrs.h"
 
 _Static_assert(REGS_LAPIC_SIZE == KVM_APIC_REG_SIZE, "all of the local APIC is saved");
@@ -189,8 +190,17 @@ static int save(int fd, const struct arch_cpu *c, unsigned index, struct vcpu_re
 	return 0;
 }
 
-int arch_vcpu_save(int vcpu_fd, const struct arch_cpu *c, unsigned index, struct state_buf *out,
-		   struct err *err)
+/* As it was when the clock was read, not as it is when it is the counter's turn. */
+static int save_tsc(int fd, const struct arch_clock *k, struct vcpu_regs *r, struct err *err)
+{
+	uint64_t *tsc = vcpu_msrs_tsc(r);
+	int rc = tsc && k->saved.tsc_khz ? moment_tsc(&k->saved, fd, tsc) : 0;
+
+	return rc ? err_set_sys(err, rc, "KVM cannot read the vCPU's time stamp counter") : 0;
+}
+
+int arch_vcpu_save(int vcpu_fd, const struct arch_cpu *c, unsigned index,
+		   const struct arch_clock *k, struct state_buf *out, struct err *err)
 {
 	cleanup_free struct vcpu_regs *r = calloc(1, sizeof(*r));
 	int rc;
@@ -198,6 +208,8 @@ int arch_vcpu_save(int vcpu_fd, const struct arch_cpu *c, unsigned index, struct
 	if (!r)
 		return err_set(err, ENOMEM, "out of memory for the vCPU's state");
 	rc = save(vcpu_fd, c, index, r, err);
+	if (!rc)
+		rc = save_tsc(vcpu_fd, k, r, err);
 	if (!rc && state_save(&vcpu_state, r, out))
 		rc = err_set(err, ENOMEM, "out of memory for the vCPU's state");
 	return rc;
@@ -242,6 +254,7 @@ static int load_tsc_rate(int fd, const struct vcpu_regs *r, struct err *err)
 	    ((uint64_t)khz <= r->tsc_khz + tolerance && (uint64_t)khz + tolerance >= r->tsc_khz) ||
 	    !ioctl(fd, KVM_SET_TSC_KHZ, (unsigned long)r->tsc_khz))
 		return 0;
+	ioctl(fd, KVM_SET_TSC_KHZ, (unsigned long)khz); /* KVM believed it all the same */
 	if (!has_invariant_tsc(&r->cpuid)) {
 		log_warn("the guest's time stamp counter ran at %u kHz and now runs at %d",
 			 r->tsc_khz, khz);
@@ -284,7 +297,14 @@ static uint64_t ticks(const struct vcpu_regs *r, uint64_t ns)
 	return (uint64_t)((unsigned __int128)ns * r->tsc_khz / 1000000);
 }
 
-static int load(int fd, const struct arch_cpu *c, const struct vcpu_regs *r, uint64_t elapsed_ns,
+static bool load_tsc(int fd, struct arch_clock *k, struct vcpu_regs *r)
+{
+	const uint64_t *tsc = vcpu_msrs_tsc(r);
+
+	return tsc && moment_set_tsc(k, fd, *tsc, r->tsc_khz);
+}
+
+static int load(int fd, const struct arch_cpu *c, struct vcpu_regs *r, struct arch_clock *k,
 		struct err *err)
 {
 	struct kvm_mp_state mp = { .mp_state = r->mp_state };
@@ -305,12 +325,12 @@ static int load(int fd, const struct arch_cpu *c, const struct vcpu_regs *r, uin
 	    (rc = load_fpu(fd, c, r, err)) ||
 	    (rc = set(fd, KVM_SET_DEBUGREGS, &debug, "debug registers", err)) ||
 	    (rc = set(fd, KVM_SET_LAPIC, &lapic, "local APIC", err)) ||
-	    (rc = vcpu_msrs_load(fd, r, ticks(r, elapsed_ns), err)))
+	    (rc = vcpu_msrs_load(fd, r, ticks(r, k->elapsed_ns), load_tsc(fd, k, r), err)))
 		return rc;
 	return load_events(fd, &r->events, err);
 }
 
-int arch_vcpu_load(int vcpu_fd, const struct arch_cpu *c, uint64_t elapsed_ns, const void *data,
+int arch_vcpu_load(int vcpu_fd, const struct arch_cpu *c, struct arch_clock *k, const void *data,
 		   size_t len, struct err *err)
 {
 	/* KVM reads as much of the FPU's state as the host has: the array is longer. */
@@ -323,5 +343,5 @@ int arch_vcpu_load(int vcpu_fd, const struct arch_cpu *c, uint64_t elapsed_ns, c
 		return err_set(err, E2BIG, "this processor's FPU state of %zu bytes is too large",
 			       c->xsave_size);
 	rc = state_load_new(&vcpu_state, r, NULL, data, len, err);
-	return rc ? rc : load(vcpu_fd, c, r, elapsed_ns, err);
+	return rc ? rc : load(vcpu_fd, c, r, k, err);
 }
