@@ -8,6 +8,11 @@
  *
  * The kernel doesn't read the kick's eventfd, it hears of each signal.
  *
+ * The owner comes late (vhost_own), when the process has given up its capabilities. From Linux 6.4 on the
+ * worker is a thread of the owner's process (kernel/vhost_task.c) that keeps the credentials of its birth,
+ * takes no signal but SIGKILL and SIGSTOP and never runs a user's instruction: a library that reaches every
+ * thread of /proc/self/task by a signal, as libpsx does since 2.72, would wait for it for ever.
+ *
  * Logging takes three things, in this order: where the log is, the feature, and for each ring that its
  * used area is to be logged, too, which is given with the ring's addresses.
  */
@@ -76,19 +81,14 @@ static int open_device(struct err *err)
 	return err_set_sys(err, errno, "cannot open " DEVICE);
 }
 
-static int own(struct vhost *h, const char *what, struct err *err)
+static int check_features(struct vhost *h, const char *what, struct err *err)
 {
 	const uint64_t need = vhost_features | BIT(VHOST_F_LOG_ALL);
 	uint64_t have = 0;
-	int rc = request(h, VHOST_SET_OWNER, NULL);
+	int rc = request(h, VHOST_GET_FEATURES, &have);
 
 	if (rc == -EBADF)
 		return err_set(err, rc, "%s is not open: the caller must pass it on", what);
-	if (rc == -EBUSY)
-		return err_set(err, rc, "%s has been used already: each machine takes a new one",
-			       what);
-	if (!rc)
-		rc = request(h, VHOST_GET_FEATURES, &have);
 	if (rc)
 		return err_set_sys(err, rc, "%s is no " DEVICE " that can be used", what);
 	if (need & ~have)
@@ -113,7 +113,7 @@ int vhost_open(int fd, struct vhost **out, struct err *err)
 		snprintf(what, sizeof(what), "vhostfd=%d", fd);
 	else
 		h->fd = open_device(err);
-	rc = h->fd < 0 ? h->fd : own(h, what, err);
+	rc = h->fd < 0 ? h->fd : check_features(h, what, err);
 	if (!rc && fcntl(h->fd, F_SETFD, FD_CLOEXEC) < 0)
 		rc = err_set_sys(err, errno, "%s", what);
 	if (rc) {
@@ -124,6 +124,21 @@ int vhost_open(int fd, struct vhost **out, struct err *err)
 	}
 	*out = h;
 	return 0;
+}
+
+int vhost_own(struct vhost *h, struct err *err)
+{
+	int rc = request(h, VHOST_SET_OWNER, NULL);
+
+	if (rc == -EBUSY)
+		return err_set(err, rc,
+			       "its " DEVICE
+			       " has been used already: each machine takes a new one");
+	if (rc == -ENOMEM || rc == -EAGAIN)
+		return err_set(err, rc,
+			       "the kernel makes no thread for vhost-net (memory, RLIMIT_NPROC and "
+			       "pids.max limit it)");
+	return rc ? err_set_sys(err, rc, DEVICE) : 0;
 }
 
 /* ---- rings ---- */

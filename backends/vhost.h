@@ -52,9 +52,15 @@ struct vhost_ring {
 
 /*
  * @fd: inherited and then owned, or -1 to open one. Refuses by name a host without it and a kernel
- * that lacks what it has to know. The threads it makes are charged to the caller's control group.
+ * that lacks what it has to know.
  */
 int vhost_open(int fd, struct vhost **h, struct err *err);
+
+/*
+ * The kernel makes its thread, charged to the caller's control group and, from Linux 6.4 on, a thread of
+ * this process with the caller's credentials. Once, before any ring. -EBUSY: it has served somebody else.
+ */
+int vhost_own(struct vhost *h, struct err *err);
 
 /* What was negotiated, and where RAM is. No ring runs. */
 int vhost_set_up(struct vhost *h, uint64_t features, const struct gmem *mem);

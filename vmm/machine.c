@@ -284,7 +284,26 @@ static int add_net(struct vm *vm, const struct config_net *n, struct err *err)
 		free_net(ifs, vhost, n->queues);
 		return err->code;
 	}
+	for (unsigned i = 0; i < n->queues && vhost[0]; i++) {
+		vm->vhosts[vm->nvhosts].h = vhost[i];
+		vm->vhosts[vm->nvhosts++].net = n;
+	}
 	return attach(vm, v, err);
+}
+
+int vm_own_vhosts(struct vm *vm, struct err *err)
+{
+	for (unsigned i = 0; i < vm->nvhosts; i++) {
+		const struct config_net *n = vm->vhosts[i].net;
+		struct err why = { 0 };
+		int rc = vhost_own(vm->vhosts[i].h, &why);
+
+		if (rc && (n->vhostfd.count || n->vhost == CONFIG_VHOST_ON))
+			return err_set(err, rc, "--net: %s: %s", n->id, why.msg);
+		if (rc) /* its first ring is refused, and the device does the work itself */
+			log_warn("net.%s: without vhost-net: %s", n->id, why.msg);
+	}
+	return 0;
 }
 
 static int add_rng(struct vm *vm, struct err *err)

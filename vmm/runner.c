@@ -109,12 +109,15 @@ int runner_enter(struct runner *r, struct err *err)
 {
 	const struct config *c = r->config;
 	const char *sockets[] = { socket_of(c->serial), socket_of(c->incoming), NULL, NULL };
+	int rc = 0;
 
-	if (!c->sandbox)
-		return 0;
 	if (r->control)
 		control_paths(r->control, &sockets[2], &sockets[3]);
-	return sandbox_enter(sockets, sizeof(sockets) / sizeof(sockets[0]), err);
+	if (c->sandbox)
+		rc = sandbox_drop(sockets, sizeof(sockets) / sizeof(sockets[0]), err);
+	if (!rc)
+		rc = vm_own_vhosts(r->vm, err);
+	return rc || !c->sandbox ? rc : sandbox_close(err);
 }
 
 int runner_run(struct runner *r, struct err *err)

@@ -141,18 +141,19 @@ void sandbox_prepare(void)
 	mallopt(M_ARENA_MAX, 1);
 }
 
-int sandbox_enter(const char *const *sockets, unsigned n, struct err *err)
+int sandbox_drop(const char *const *sockets, unsigned n, struct err *err)
 {
 	if (psx_syscall(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return err_set_sys(err, errno, "cannot set no_new_privs");
 	int rc = drop_capabilities(err);
 
-	if (rc)
-		return rc;
-	if (!SANDBOX_FILTER) {
-		log_debug("sanitizer build: no system call filter");
-		return 0;
-	}
-	rc = sandbox_paths(sockets, n, err);
-	return rc ? rc : sandbox_filter(err);
+	return rc || !SANDBOX_FILTER ? rc : sandbox_paths(sockets, n, err);
+}
+
+int sandbox_close(struct err *err)
+{
+	if (SANDBOX_FILTER)
+		return sandbox_filter(err);
+	log_debug("sanitizer build: no system call filter");
+	return 0;
 }

@@ -10,13 +10,15 @@
 void sandbox_prepare(void);
 
 /*
- * Give up all capabilities, every path and every system call that is not on the list in sandbox_gen.c, in
- * every thread, for good. @sockets: @n paths, NULL where there is none; files in their directories can
- * still be removed. Call when everything is open and before the guest's first instruction. 0 or -errno.
+ * Give up all capabilities and every path, then every system call that is not on the list in sandbox_gen.c,
+ * in every thread, for good. @sockets: @n paths, NULL where there is none; files in their directories can
+ * still be removed. In this order, when everything is open; what makes threads that are not ours (of the
+ * kernel's, as vhost-net does) comes between the two. Then the guest's first instruction. 0 or -errno.
  */
-int sandbox_enter(const char *const *sockets, unsigned n, struct err *err);
+int sandbox_drop(const char *const *sockets, unsigned n, struct err *err);
+int sandbox_close(struct err *err);
 
-/* Its last steps alone, which sanitizer builds leave out; for tests. */
+/* A step of each alone, which sanitizer builds leave out; for tests. */
 int sandbox_paths(const char *const *sockets, unsigned n, struct err *err);
 int sandbox_filter(struct err *err);
 

@@ -30,10 +30,12 @@
 #include "vmm/vm_state.h"
 
 #define VM_DEVICES_MAX 80
+#define VM_VHOSTS_MAX  (CONFIG_NETS_MAX * CONFIG_PAIRS_MAX)
 
 enum vm_state { VM_CREATED, VM_RUNNING, VM_PAUSED, VM_STOPPED };
 
 struct block;
+struct vhost;
 struct ged;
 struct job;
 struct monitor;
@@ -69,6 +71,11 @@ struct vm {
 	unsigned nslots;                       /* PCI slots taken by virtio devices */
 	struct block *disks[CONFIG_DISKS_MAX]; /* by config->disks' index; their devices own them */
 	unsigned ndisks;
+	struct {
+		struct vhost *h; /* its NIC owns it */
+		const struct config_net *net;
+	} vhosts[VM_VHOSTS_MAX];
+	unsigned nvhosts;
 	bool disks_away; /* their locks were given up and are not all back: it must not run */
 	struct ged *ged;
 	struct uart16550 *serial;
@@ -135,6 +142,12 @@ void vm_release(struct vm *vm); /* run on, or stay paused */
 
 int vm_reset(struct vm *vm, struct err *err);
 void vm_power_button(struct vm *vm);
+
+/*
+ * Have the kernel make the threads that work on NICs' rings, before the machine runs. Late, since they keep
+ * what the process may do now (backends/vhost.h).
+ */
+int vm_own_vhosts(struct vm *vm, struct err *err);
 
 /*
  * The disks' locks, for the hand-over to another process; the machine stands still. They are taken one

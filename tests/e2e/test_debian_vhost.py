@@ -6,6 +6,8 @@ which says so at the start, and of the threads that vhost-net makes for it.
 """
 import contextlib
 import os
+import pathlib
+import re
 import subprocess
 
 import pytest
@@ -56,6 +58,51 @@ def test_frames(transport, inside):
             m.send(b"x")
             assert m.wait() == 0, m.story()
             assert {"frames", "frames-after-sync"} <= set(verdicts(m))
+
+
+@needs("strace")
+def test_the_kernels_thread_is_no_more_than_we_are(inside, tmp_path):
+    """From Linux 6.4 on it is a thread of the VMM's with what that may do at its birth: so that comes after
+    the capabilities are gone, and after whatever signals every thread of the process."""
+    calls = tmp_path / "calls"
+    with Coracle("--kernel", guest("net"), "--memory", "8M", "--net", "kit0,vhost=on", "--cmdline",
+                 "frames=1 sync", prefix=[*inside, "strace", "-f", "-o", calls, "-e",
+                                          "trace=capset,landlock_restrict_self,seccomp,ioctl"]) as m:
+        m.line("ready")
+        pid = m.call("info")["pid"]
+        for status in pathlib.Path(f"/proc/{pid}/task").glob("*/status"):
+            assert re.search(r"^CapEff:\s+0+$", status.read_text(encoding="ascii"), re.M), status
+        with echo(inside, "kit0"):
+            m.send(b"x")
+            m.line("sync 1")
+            m.send(b"x")
+            assert m.wait() == 0, m.story()
+    seen = re.findall(r"\b(capset|landlock_restrict_self|VHOST_SET_OWNER|SECCOMP_SET_MODE_FILTER)\b",
+                      calls.read_text(encoding="ascii"))
+    assert seen.count("VHOST_SET_OWNER") == 1, seen
+    owned = seen.index("VHOST_SET_OWNER")
+    assert {"capset", "landlock_restrict_self"} <= set(seen[:owned]), seen
+    assert set(seen[owned + 1:]) == {"SECCOMP_SET_MODE_FILTER"}, seen
+
+
+def test_descriptor_of_the_callers(inside):
+    """vhostfd=: from whoever may open what we may not. It serves one machine in its life."""
+    fd = os.open("/dev/vhost-net", os.O_RDWR)
+    try:
+        args = ["--kernel", guest("net"), "--memory", "8M", "--net", f"kit0,vhostfd={fd}", "--cmdline",
+                "frames=100"]
+        with Coracle(*args, prefix=inside, pass_fds=[fd]) as m:
+            m.line("ready")
+            assert has_vhost(m)
+            with echo(inside, "kit0"):
+                m.send(b"x")
+                assert m.wait() == 0, m.story()
+                assert "frames" in verdicts(m)
+        with Coracle(*args, prefix=inside, pass_fds=[fd]) as m:
+            assert m.wait() == 1, m.story()
+            assert "net0: its /dev/vhost-net has been used already" in m.errors()
+    finally:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -822,7 +822,8 @@ static int work_sandboxed(const char *path, enum block_aio aio, bool direct)
 	sandbox_prepare();
 	rig_open(&g, &(struct block_options){
 			     .path = path, .aio = aio, .discard = true, .direct = direct });
-	if (loop_thread_start(g.loop, "io", &err) || sandbox_enter(NULL, 0, &err))
+	if (loop_thread_start(g.loop, "io", &err) || sandbox_drop(NULL, 0, &err) ||
+	    sandbox_close(&err))
 		return 2;
 	loop_thread_stop(g.loop);
 	memset(buf, 5, MIB);
