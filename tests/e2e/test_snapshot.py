@@ -655,6 +655,52 @@ def test_name_taken(tmp_path):
         assert m.wait() == 0
 
 
+FILES = {"memory", "state", "machine.json"}
+
+
+def traced(path):
+    """What a program does to files, with the names behind descriptors."""
+    return ["strace", "-f", "-ttt", "-y", "-s", "0", "-o", str(path), "-e", "trace=fsync,fdatasync,rename,"
+            "renameat2,write,writev,pwrite64,pwritev,pwritev2,ftruncate,fallocate"]
+
+
+def steps_of(traces, directory):
+    """(call, file) in order of time; "." is the snapshot's directory, ".." the one that it is in."""
+    lines = sorted(line.split(maxsplit=2)[1:] for trace in traces
+                   for line in trace.read_text(encoding="ascii").splitlines())
+    for _, call in lines:
+        name = re.match(r"\w*", call)[0]
+        at = re.search(r"<([^<>]*)>", call)
+        if re.search(rf'"{directory}\.partial-\w+", [^"]*"{directory}".* = 0$', call):
+            yield "rename", "."
+        elif at and at[1] == str(directory.parent):
+            yield name, ".."
+        elif at and re.fullmatch(rf"{directory}(\.partial-\w+)?", at[1]):
+            yield name, "."
+        elif at and at[1].startswith(f"{directory}.partial-"):
+            yield name, os.path.basename(at[1])
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="no strace here")
+@pytest.mark.parametrize("stop", [[], ["--stop"]])
+def test_on_stable_storage_before_it_has_its_name(stop, tmp_path):
+    """Every file after its last byte, then the directory, then the name, then whoever keeps that."""
+    directory, traces = tmp_path / "snapshot", [tmp_path / "machine", tmp_path / "ctl"]
+    with Coracle("--kernel", guest("hello"), "--memory", "4M", "--cmdline", "echo",
+                 prefix=traced(traces[0])) as m:
+        m.line("ready")
+        done = subprocess.run([*traced(traces[1]), PROGRAM, "ctl", m.socket_path, "snapshot", directory,
+                               *stop], capture_output=True, text=True, check=False)
+        if not stop:
+            m.call("quit")
+        assert m.wait() == 0 and done.returncode == 0, done.stderr + m.story()
+    steps = list(steps_of(traces, directory))
+    assert steps[-3:] == [("fsync", "."), ("rename", "."), ("fsync", "..")], steps
+    assert {name for _, name in steps[:-3]} == FILES, steps
+    for name in FILES:
+        assert [call for call, at in steps if at == name][-1] == "fsync", (name, steps)
+
+
 def small_filesystem(tmp_path, size):
     mount = tmp_path / "small"
     mount.mkdir()
