@@ -1,32 +1,25 @@
 /*
  * runner.c - the process around a machine
  *
- * Signals arrive as file descriptor events on the main loop and are blocked in every thread before the
- * first one is made. The first SIGTERM, SIGINT or SIGHUP presses the power button, as a service manager
- * or a person at Ctrl-C expects a machine to shut down; a second one ends it at once.
+ * The first SIGTERM, SIGINT or SIGHUP presses the power button, as a service manager or a person at Ctrl-C
+ * expects a machine to shut down; a second one ends it at once, and the process at any rate (last_signal.c).
  */
 #include <malloc.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/signalfd.h>
-#include <unistd.h>
 
 #include "base/fd.h"
 #include "base/log.h"
 #include "vmm/control.h"
 #include "vmm/exit_status.h"
 #include "vmm/job.h"
+#include "vmm/last_signal.h"
 #include "vmm/runner.h"
 #include "vmm/sandbox.h"
 
-static void on_signal(struct loop_watch *w, uint32_t events)
+static void on_signal(void *opaque, int sig)
 {
-	struct runner *r = (struct runner *)((char *)w - offsetof(struct runner, signal_watch));
-	struct signalfd_siginfo info;
-
-	if (read(r->signal_fd, &info, sizeof(info)) != sizeof(info))
-		return;
-	int sig = (int)info.ssi_signo;
+	struct runner *r = opaque;
 
 	if (!r->vm) {
 		r->stopped_by = sig;
@@ -45,24 +38,11 @@ static void on_signal(struct loop_watch *w, uint32_t events)
 
 static int watch_signals(struct runner *r, struct err *err)
 {
-	sigset_t set;
-
 	/* A reader that goes away, or a file at its limit, is an error of the write and no more. */
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGXFSZ, SIG_IGN);
-	sigemptyset(&set);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGHUP);
-	int rc = pthread_sigmask(SIG_BLOCK, &set, NULL);
-
-	if (rc)
-		return err_set_sys(err, rc, "cannot block signals");
-	r->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (r->signal_fd < 0)
-		return err_set_sys(err, errno, "cannot watch signals");
-	rc = loop_add(r->loop, &r->signal_watch, r->signal_fd, EPOLLIN, on_signal);
-	return rc ? err_set_sys(err, rc, "cannot watch signals") : 0;
+	r->signals = last_signal_new(r->loop, on_signal, r, err);
+	return r->signals ? 0 : err->code;
 }
 
 void runner_prepare(void)
@@ -74,7 +54,7 @@ int runner_open(struct runner *r, const struct config *c, struct err *err)
 {
 	int rc;
 
-	*r = (struct runner){ .config = c, .signal_fd = -1, .signal_watch.fd = -1 };
+	*r = (struct runner){ .config = c };
 	r->loop = loop_new(err);
 	if (!r->loop)
 		return err->code;
@@ -113,6 +93,7 @@ int runner_enter(struct runner *r, struct err *err)
 
 	if (r->control)
 		control_paths(r->control, &sockets[2], &sockets[3]);
+	last_signal_removes(r->signals, sockets, sizeof(sockets) / sizeof(sockets[0]));
 	if (c->sandbox)
 		rc = sandbox_drop(sockets, sizeof(sockets) / sizeof(sockets[0]), err);
 	if (!rc)
@@ -147,9 +128,6 @@ void runner_close(struct runner *r)
 		control_serve(r->control, NULL);
 	control_free(r->control);
 	vm_free(r->vm);
-	if (r->loop) {
-		loop_remove(&r->signal_watch);
-		loop_free(r->loop);
-	}
-	fd_close(&r->signal_fd);
+	last_signal_free(r->signals);
+	loop_free(r->loop);
 }

@@ -18,14 +18,14 @@
 #include "vmm/vm.h"
 
 struct control;
+struct last_signal;
 
 struct runner {
 	const struct config *config; /* borrowed */
 	struct loop *loop;
 	struct control *control; /* NULL: none was asked for */
 	struct vm *vm;           /* the user's to make; owned from then on */
-	int signal_fd;
-	struct loop_watch signal_watch;
+	struct last_signal *signals;
 	bool button_pressed;
 	int stopped_by; /* a signal while there was no machine; it ended the loop, 0: none */
 };

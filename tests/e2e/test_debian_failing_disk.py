@@ -6,10 +6,11 @@ log's to name and an event, and everything else goes on. And disks that may not 
 import contextlib
 import os
 import re
+import signal
 
 import pytest
 
-from coracle import Coracle
+from coracle import Coracle, guest
 from debian import (Debian, IMAGE, MIB, assert_clean, host, needs, root_disk, scratch_dir, sparse,
                     why_not)
 
@@ -230,3 +231,77 @@ def test_end(debian):
             assert m.call("info")["state"] == "running"
             m.call("quit")
             assert m.wait() == 0, m.story()
+
+
+# ---- disks that never answer ----
+
+@pytest.fixture(name="hung")
+def fixture_hung():
+    with contextlib.ExitStack() as stack:
+        disk = Mapped(stack, stack.enter_context(scratch_dir()), "hung")
+        stack.callback(host, "dmsetup", "resume", disk.name)
+        yield disk
+
+
+def with_requests_in_hand(disk, options):
+    """A machine whose disk has stopped to answer in the middle of its work."""
+    m = Coracle("--kernel", guest("churn"), "--memory", "8M", "--disk", f"{disk.path},id=d{options}",
+                "--cmdline", "depth=8")
+    m.line("ready")
+    host("dmsetup", "suspend", "--nolockfs", disk.name)
+    before = after = None
+    while before is None or before != after:
+        before, after = after, m.call("stats")["devices"]["disk.d"]
+    return m
+
+
+def assert_gone(m, disk):
+    """All that a process can be while the kernel waits for a device on its behalf; then gone."""
+    assert m.err.wait_for(lambda d: b"in hand is left to the host" in d or None, 60), m.story()
+    state = ""
+    while state not in ("Z", "X"):
+        with open(f"/proc/{m.pid}/stat", encoding="ascii") as f:
+            state = f.read().rpartition(")")[2].split()[0]
+    assert not os.path.exists(m.socket_path)
+    host("dmsetup", "resume", disk.name)
+    assert m.wait() == 128 + signal.SIGTERM, m.story()
+
+
+def test_second_signal_while_a_disk_hangs(hung):
+    """The first presses the power button, which this guest does not know; the second ends the machine, which
+    waits for its disk; and the process, which does not."""
+    with with_requests_in_hand(hung, ",direct=on") as m:
+        m.signal(signal.SIGTERM)
+        assert m.err.wait_for(lambda d: b"power button pressed" in d or None, 60), m.story()
+        m.signal(signal.SIGTERM)
+        assert_gone(m, hung)
+
+
+def test_signals_while_a_pause_waits_for_a_disk(hung):
+    """The main loop waits, too, and answers nobody."""
+    with with_requests_in_hand(hung, ",aio=threads") as m:
+        asked = m.connect()
+        asked.socket.sendall(b'{"jsonrpc": "2.0", "id": 1, "method": "pause"}\n')
+        asked.socket.settimeout(1)
+        with pytest.raises(TimeoutError):
+            asked.receive()
+        m.signal(signal.SIGTERM)
+        sent = 1    # signals that are not heard yet are one
+        while not m.err.wait_for(lambda d: b"in hand is left to the host" in d or None, 1):
+            m.signal(signal.SIGTERM)
+            sent += 1
+        assert sent > 1
+        asked.close()
+        assert_gone(m, hung)
+
+
+def test_a_disk_that_answers_after_the_second_signal(hung):
+    """Late, but not too late: the machine ends as ever."""
+    with with_requests_in_hand(hung, ",direct=on") as m:
+        m.signal(signal.SIGTERM)
+        assert m.err.wait_for(lambda d: b"power button pressed" in d or None, 60), m.story()
+        m.signal(signal.SIGTERM)
+        assert m.err.wait_for(lambda d: b"stopping at once" in d or None, 60), m.story()
+        host("dmsetup", "resume", hung.name)
+        assert m.wait() == 128 + signal.SIGTERM, m.story()
+        assert "left to the host" not in m.errors()
