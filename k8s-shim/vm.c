@@ -7,6 +7,7 @@
  * with all its disks and NICs needs no hot plug.
  */
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "k8s-shim/disks.h"
+#include "k8s-shim/forward.h"
 #include "k8s-shim/json.h"
 #include "k8s-shim/net.h"
 #include "k8s-shim/nocloud.h"
@@ -40,6 +42,7 @@ struct vm {
 	unsigned cpus;
 	uint64_t memory;
 	struct pod_net *net;
+	struct forward *forward; /* NULL: kubectl port-forward is not for this one */
 	struct io *io;
 	struct machine *machine;
 };
@@ -171,6 +174,46 @@ static void tell_of_twins(struct vm *v)
 	io_note(v->io, line);
 }
 
+/* The pod's first address, an IPv4 one if there is one. */
+static bool find_address(const struct vm *v, struct sockaddr_storage *out)
+{
+	struct sockaddr_in *in4 = (struct sockaddr_in *)out;
+	struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)out;
+
+	memset(out, 0, sizeof(*out));
+	for (unsigned i = 0; i < pod_net_count(v->net); i++) {
+		const struct pod_nic *nic = pod_net_nic(v->net, i);
+
+		for (unsigned k = 0; k < nic->naddrs; k++) {
+			const struct pod_addr *a = &nic->addrs[k];
+
+			if (a->family == AF_INET) {
+				in4->sin_family = AF_INET;
+				memcpy(&in4->sin_addr, a->addr, sizeof(in4->sin_addr));
+				return true;
+			}
+			if (a->family == AF_INET6 && !out->ss_family) {
+				in6->sin6_family = AF_INET6;
+				memcpy(&in6->sin6_addr, a->addr, sizeof(in6->sin6_addr));
+			}
+		}
+	}
+	return out->ss_family;
+}
+
+/* A node whose kernel has no such programs has everything but kubectl port-forward. */
+static void open_forward(struct vm *v, struct loop *loop)
+{
+	struct sockaddr_storage to;
+	struct err err = { 0 };
+
+	if (!find_address(v, &to))
+		return;
+	v->forward = forward_open(loop, v->bundle->netns, &to, &err);
+	if (!v->forward)
+		log_warn("kubectl port-forward does not reach the machine: %s", err.msg);
+}
+
 static int open_net(struct vm *v, struct loop *loop, struct err *err)
 {
 	const struct bundle_mount *m = bundle_mount_at(v->bundle, "/etc/resolv.conf");
@@ -190,6 +233,7 @@ static int open_net(struct vm *v, struct loop *loop, struct err *err)
 	if (rc)
 		return err_prefix(err, "network");
 	tell_of_twins(v);
+	open_forward(v, loop);
 	return 0;
 }
 
@@ -387,6 +431,8 @@ void vm_explain(const struct vm *v, char *text, size_t room)
 
 void vm_release(struct vm *v)
 {
+	forward_close(v->forward);
+	v->forward = NULL;
 	pod_net_close(v->net);
 	v->net = NULL;
 	fd_close(&v->kernel.kernel);

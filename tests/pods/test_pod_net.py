@@ -44,6 +44,33 @@ def test_what_the_guest_is_told(start):
     ping(pod)
 
 
+FORWARD = """
+import socket
+with socket.create_connection(("127.0.0.1", 7), {timeout}) as s:
+    s.sendall(b"there and back")
+    s.shutdown(socket.SHUT_WR)
+    while piece := s.recv(64):
+        print(piece.decode(), end="")
+"""
+
+
+def test_port_forward(start, device):
+    """containerd connects to the port on the namespace's loopback, where the guest is not."""
+    pod = start()
+
+    def forward():
+        return subprocess.run(["nsenter", f"--net={pod.netns()}", "/usr/bin/python3", "-c",
+                               FORWARD.format(timeout=TIMEOUT)], check=False, capture_output=True, text=True)
+
+    for _ in range(3):
+        assert forward().stdout == "there and back"
+    pod.stop(timeout=0)
+    assert "ConnectionRefusedError" in forward().stderr
+    pod.start(devices=[(ROOT, device())])  # the machine's end took it away, the next one's start brings it back
+    pod.line("ready")
+    assert forward().stdout == "there and back"
+
+
 def test_a_host_name_of_its_own(start):
     """spec.hostname of the pod."""
     assert "host=another " in start(hostname="another").line(r"nic 0 dhcp (.*)").group(1)
