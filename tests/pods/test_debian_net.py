@@ -108,9 +108,9 @@ def test_lease(debian, name):
 
 
 def test_routes(debian):
-    """All that the pod has, and no more."""
+    """All that the pod has, and no more; an IPv6 gateway beyond the address's network is "on-link"."""
     names = {guest: pod for pod, guest in debian.link.items()}
-    kernels = ("fe80::/64", debian.pod.address(6))  # made with an address
+    kernels = ("fe80::/64", debian.pod.address(6), "fd62::1")  # made with an address; the gateway
 
     def table(text):
         return {(r["dst"], r.get("gateway"), names.get(r["dev"], r["dev"]))

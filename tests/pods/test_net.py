@@ -373,10 +373,10 @@ def test_config_for_cloud_init(lab, tmp_path):
     eth0 = config["ethernets"]["eth0"]
     assert config["version"] == 2
     assert eth0["match"] == {"macaddress": pod.link("eth0")["address"]}
-    assert eth0["addresses"] == [pod.address() + "/32", pod.address(6) + "/128"]
-    assert {"to": "0.0.0.0/0", "via": "10.62.0.1", "on-link": True} in eth0["routes"]
+    # A route without a gateway is the end of some of cloud-init's renderers.
+    assert eth0["dhcp4"] and eth0["addresses"] == [pod.address(6) + "/128"]
     assert {"to": "::/0", "via": "fd62::1", "on-link": True} in eth0["routes"]
-    assert {"to": "10.62.0.1/32", "scope": "link"} in eth0["routes"]
+    assert all("via" in route for route in eth0["routes"])
     assert eth0["nameservers"] == {"addresses": ["10.96.0.10", "fd00::a"],
                                    "search": ["ns.svc.cluster.local", "cluster.local"]}
 

@@ -311,13 +311,12 @@ static void test_config(void **state)
 	assert_config(n, "version: 2\nethernets: {}\n");
 	n->count = 1;
 	rig_nic(&n->nics[0], 1450);
-	rig_addr(&n->nics[0], "10.1.2.3", 32);
+	rig_addr(&n->nics[0], "10.1.2.3", 24);
 	rig_addr(&n->nics[0], "fd00::3", 64);
-	rig_route(&n->nics[0], "169.254.1.1", 32, NULL);
-	rig_route(&n->nics[0], "0.0.0.0", 0, "169.254.1.1");
-	n->nics[0].routes[1].metric = 100;
+	rig_route(&n->nics[0], "0.0.0.0", 0, "10.1.2.1");
+	n->nics[0].routes[0].metric = 100;
 	rig_route(&n->nics[0], "::", 0, "fd00::1");
-	n->nics[0].routes[2].metric = 1024;
+	n->nics[0].routes[1].metric = 1024;
 	rig_told(&n->told, "vm", dns, search);
 	strcpy(n->nics[0].pub.name, "a\"\\b");
 	assert_config(n, "version: 2\n"
@@ -330,13 +329,11 @@ static void test_config(void **state)
 			 "    dhcp4: false\n"
 			 "    dhcp6: false\n"
 			 "    addresses:\n"
-			 "      - \"10.1.2.3/32\"\n"
+			 "      - \"10.1.2.3/24\"\n"
 			 "      - \"fd00::3/64\"\n"
 			 "    routes:\n"
-			 "      - to: \"169.254.1.1/32\"\n"
-			 "        scope: link\n"
 			 "      - to: \"0.0.0.0/0\"\n"
-			 "        via: \"169.254.1.1\"\n"
+			 "        via: \"10.1.2.1\"\n"
 			 "        on-link: true\n"
 			 "        metric: 100\n"
 			 "      - to: \"::/0\"\n"
@@ -357,6 +354,71 @@ static void test_config(void **state)
 	free(n);
 }
 
+#define CONFIG_HEAD(dhcp)                           \
+	"version: 2\n"                              \
+	"ethernets:\n"                              \
+	"  \"eth0\":\n"                             \
+	"    match:\n"                              \
+	"      macaddress: \"02:11:22:33:44:55\"\n" \
+	"    set-name: \"eth0\"\n"                  \
+	"    mtu: 1500\n"                           \
+	"    dhcp4: " dhcp "\n"                     \
+	"    dhcp6: false\n"
+
+/* A route without a gateway is more than some of cloud-init's renderers live through. */
+static void test_config_without_gateways(void **state)
+{
+	struct pod_net *n = calloc(1, sizeof(*n));
+
+	assert_non_null(n);
+	n->count = 1;
+	rig_nic(&n->nics[0], 1500);
+	rig_route(&n->nics[0], "169.254.1.1", 32, NULL);
+	assert_config(n, CONFIG_HEAD("false") "    routes:\n" /* nobody answers its DHCP */
+					      "      - to: \"169.254.1.1/32\"\n"
+					      "        scope: link\n");
+	rig_addr(&n->nics[0], "10.1.2.3", 32);
+	rig_route(&n->nics[0], "0.0.0.0", 0, "169.254.1.1");
+	assert_config(n, CONFIG_HEAD("true"));
+	rig_addr(&n->nics[0], "fd00::3", 128);
+	rig_addr(&n->nics[0], "10.1.2.4", 32);
+	rig_route(&n->nics[0], "fd00::1", 128, NULL);
+	rig_route(&n->nics[0], "::", 0, "fd00::1");
+	assert_config(n, CONFIG_HEAD("true") "    addresses:\n"
+					     "      - \"fd00::3/128\"\n"
+					     "      - \"10.1.2.4/32\"\n"
+					     "    routes:\n"
+					     "      - to: \"::/0\"\n"
+					     "        via: \"fd00::1\"\n"
+					     "        on-link: true\n");
+	free(n);
+}
+
+/* All of it is on the link (ipvlan L3): neigh.c answers for whatever the gateway is. */
+static void test_config_without_neighbours(void **state)
+{
+	struct pod_net *n = calloc(1, sizeof(*n));
+
+	assert_non_null(n);
+	n->count = 1;
+	rig_nic(&n->nics[0], 1500);
+	rig_addr(&n->nics[0], "fd00::3", 128);
+	rig_route(&n->nics[0], "::", 0, NULL);
+	assert_config(n, CONFIG_HEAD("false") "    addresses:\n"
+					      "      - \"fd00::3/128\"\n"
+					      "    routes:\n"
+					      "      - to: \"::/0\"\n"
+					      "        scope: link\n");
+	n->nics[0].no_arp = true;
+	assert_config(n, CONFIG_HEAD("false") "    addresses:\n"
+					      "      - \"fd00::3/128\"\n"
+					      "    routes:\n"
+					      "      - to: \"::/0\"\n"
+					      "        via: \"fe80::1\"\n"
+					      "        on-link: true\n");
+	free(n);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -368,6 +430,8 @@ int main(void)
 		cmocka_unit_test(test_neighbour6),
 		cmocka_unit_test(test_neighbour4),
 		cmocka_unit_test(test_config),
+		cmocka_unit_test(test_config_without_gateways),
+		cmocka_unit_test(test_config_without_neighbours),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
