@@ -35,6 +35,8 @@ struct device_ops {
 	int (*log_writes)(struct device *d, void *log);
 	/* Counters for whoever watches; takes @lock itself; may be NULL. */
 	void (*stats)(struct device *d, device_stat_fn put, void *arg);
+	/* Who does its work on the host's side, if not this process: "vhost-net"; may be NULL, as the result. */
+	const char *(*worker)(const struct device *d);
 	void (*free)(struct device *d);
 };
 

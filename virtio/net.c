@@ -363,6 +363,11 @@ static void net_stats(struct device *d, device_stat_fn put, void *arg)
 	put(arg, "tx-dropped", n.tx_dropped);
 }
 
+static const char *net_worker(const struct device *d)
+{
+	return net_of((struct virtio *)d)->pair[0].vhost ? "vhost-net" : NULL;
+}
+
 /* ---- life ---- */
 
 static void unwatch(void *arg)
@@ -397,6 +402,7 @@ static const struct virtio_ops net_ops = {
 	.dev = { .type = VIRTIO_NET_TYPE,
 		 .log_writes = net_vhost_log,
 		 .stats = net_stats,
+		 .worker = net_worker,
 		 .free = net_free },
 	.id = 1,
 	.activate = net_activate,

@@ -42,9 +42,12 @@ static struct json_object *device_list(const struct vm *vm)
 
 	for (unsigned i = 0; i < vm->ndevices; i++) {
 		struct json_object *o = json_object_new_object();
+		const struct device *d = vm->devices[i];
 
-		add_string(o, "name", vm->devices[i]->name);
-		add_string(o, "type", vm->devices[i]->ops->type);
+		add_string(o, "name", d->name);
+		add_string(o, "type", d->ops->type);
+		if (d->ops->worker && d->ops->worker(d))
+			add_string(o, "worker", d->ops->worker(d));
 		json_object_array_add(all, o);
 	}
 	return all;

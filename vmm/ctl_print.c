@@ -58,16 +58,18 @@ static void row(FILE *f, const char *label, struct json_object *value)
 
 static void print_devices(FILE *f, struct json_object *all)
 {
-	char name[80], type[40];
+	char name[80], type[40], worker[40];
 
 	if (!json_object_is_type(all, json_type_array))
 		return;
 	for (size_t i = 0; i < json_object_array_length(all); i++) {
 		struct json_object *d = json_object_array_get_idx(all, i);
 
-		fprintf(f, "%-10s %-20s %s\n", i ? "" : "devices",
+		fprintf(f, "%-10s %-20s %s%s%s\n", i ? "" : "devices",
 			text_of(get(d, "name"), name, sizeof(name)),
-			text_of(get(d, "type"), type, sizeof(type)));
+			text_of(get(d, "type"), type, sizeof(type)),
+			get(d, "worker") ? ", by " : "",
+			get(d, "worker") ? text_of(get(d, "worker"), worker, sizeof(worker)) : "");
 	}
 }
 

@@ -53,6 +53,9 @@ def test_frames(transport, inside):
             m.line("sync 1")
             before = m.call("stats")["devices"]["net.net0"]
             assert before["rx-frames"] >= 100 and before["tx-frames"] >= 100, before
+            assert {"name": "net.net0", "type": "virtio-net", "worker": "vhost-net"} in \
+                m.call("info")["devices"]
+            assert "virtio-net, by vhost-net" in m.ctl("info").stdout
             m.call("pause")
             m.call("resume")
             m.send(b"x")

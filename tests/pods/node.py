@@ -253,6 +253,13 @@ class Node:
         for pod in self.cri("ListPodSandbox").items:
             self.remove(pod.id)
 
+    def info(self):
+        """What the one machine that runs says of itself."""
+        path, = (self.dir / "run/pods").glob("*/control")
+        return json.loads(subprocess.run(
+            [self.config["vmm"], "ctl", path, "info", "--json"], check=True, capture_output=True,
+            text=True, timeout=TIMEOUT).stdout)
+
     def close(self):
         """Everything of this node ends, also when a test has left it in a bad state."""
         with contextlib.suppress(cri.Refused, Late):

@@ -136,6 +136,9 @@ def test_vhost_is_the_nodes_choice(node, pods, device, vhost):
     pod = pods().start(devices=[(ROOT, device())])
     nic, = machine(node)["net"]
     assert nic.get("vhost") == vhost
+    nic, = (d for d in node.info()["devices"] if d["type"] == "virtio-net")
+    has = not vhost and os.path.exists("/dev/vhost-net")
+    assert nic.get("worker") == ("vhost-net" if has else None)
     pod.remove()
     node.configure(vhost=None)
 
