@@ -60,5 +60,7 @@ bool net_tap_in_use(int index);
 int net_tc_redirect(struct nl_sock *nl, int from, int to, uint16_t bypass_port, struct err *err);
 /* Take that back. true: there was one. Other rules stay. */
 bool net_tc_clear(struct nl_sock *nl, int index);
+/* What leaves by link @index, a tap, waits nowhere but in the tap itself. libnl's error */
+int net_tc_no_queue(struct nl_sock *nl, int index);
 
 #endif

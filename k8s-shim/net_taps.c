@@ -4,6 +4,10 @@
  * Not persistent: a tap lives as long as somebody holds its descriptors, so whatever is killed in
  * whatever order, no tap is left. It is of the pod's namespace but no part of its network: IPv6
  * is off on it, so the namespace's stack keeps silent towards the guest.
+ *
+ * A tap never tells the stack to wait: it has a ring of its own, and drops what finds that full. So a
+ * qdisc before it is always empty and only costs: 5 to 9 % of all it takes to bring a frame from the other
+ * end of a veth into that ring, where it is pfifo_fast. Most distributions have fq_codel.
  */
 #include <fcntl.h>
 #include <net/if.h>
@@ -69,6 +73,9 @@ int net_tap_make(struct nl_sock *nl, struct nic *n, unsigned queues, struct err 
 	n->pub.taps = n->taps;
 	n->tap_index = (int)if_nametoindex(n->tap);
 	silence(n->tap);
+	rc = net_tc_no_queue(nl, n->tap_index);
+	if (rc)
+		log_info("tap %s: cannot do without a qdisc: %s", n->tap, nl_geterror(rc));
 	rc = net_link_change(nl, n->tap_index, 0, 0, n->pub.mtu);
 	return rc ? netlink_err(err, rc, "tap %s does not take the MTU %u of %s", n->tap,
 				n->pub.mtu, n->pub.name) :

@@ -38,17 +38,31 @@
 #define INGRESS       TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
 #define EGRESS        TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS)
 
-static struct rtnl_qdisc *clsact(int index)
+static struct rtnl_qdisc *qdisc(int index, const char *kind, uint32_t parent, uint32_t handle)
 {
 	struct rtnl_qdisc *q = rtnl_qdisc_alloc();
 
 	if (!q)
 		return NULL;
 	rtnl_tc_set_ifindex(TC_CAST(q), index);
-	rtnl_tc_set_parent(TC_CAST(q), TC_H_CLSACT);
-	rtnl_tc_set_handle(TC_CAST(q), TC_HANDLE(0xffffu, 0));
-	rtnl_tc_set_kind(TC_CAST(q), "clsact");
+	rtnl_tc_set_parent(TC_CAST(q), parent);
+	rtnl_tc_set_handle(TC_CAST(q), handle);
+	rtnl_tc_set_kind(TC_CAST(q), kind);
 	return q;
+}
+
+static struct rtnl_qdisc *clsact(int index)
+{
+	return qdisc(index, "clsact", TC_H_CLSACT, TC_HANDLE(0xffffu, 0));
+}
+
+int net_tc_no_queue(struct nl_sock *nl, int index)
+{
+	struct rtnl_qdisc *q = qdisc(index, "noqueue", TC_H_ROOT, 0);
+	int rc = q ? rtnl_qdisc_add(nl, q, NLM_F_CREATE | NLM_F_REPLACE) : -NLE_NOMEM;
+
+	rtnl_qdisc_put(q);
+	return rc;
 }
 
 static struct rtnl_cls *rule(int index, const char *kind, uint16_t prio, uint16_t protocol)

@@ -397,6 +397,14 @@ def test_classifier(lab):
 
 # ---- frames ----
 
+def test_no_qdisc_before_the_tap(lab):
+    """It would always be empty, and cost."""
+    pod = plain_pod(lab, "addr add 10.65.1.7/24 dev eth0")
+    for queues in ("1", "3"):
+        text = run(*podnet(pod, "--queues", queues), *pod.prefix, "tc", "qdisc", "show")
+        assert re.findall(r"^qdisc (\w+) \S+ dev cortap\d+ root", text, re.M) == ["noqueue"], text
+
+
 def test_stack_is_silent(lab):
     """While the guest says nothing, nobody else answers for it, though the link has its address."""
     pod = lab.pod()
