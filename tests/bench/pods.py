@@ -194,7 +194,8 @@ def boot_pod(ctx, n, device):
     console = debian_pod.Console(pod)
     console.wait_for("login: $", DEADLINE)
     took = time.monotonic() - began
-    ctx.say(f"  pod: login after {took:.1f} s")
+    nics = [d.get("worker", "itself") for d in n.info()["devices"] if d["type"] == "virtio-net"]
+    ctx.say(f"  pod: login after {took:.1f} s; its frames are moved by {', '.join(nics)}")
     return pod, console, took
 
 

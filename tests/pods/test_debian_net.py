@@ -7,12 +7,14 @@ and, as its second NIC, a bridge the way Multus users ask for one.
 import contextlib
 import json
 import os
+import re
 
 import pytest
 import yaml
 
 import test_net
-from debian import Debian, scratch_dir, why_not
+import debian_pod
+from debian import IMAGE, Debian, host, scratch_dir, why_not
 from podlab import TIMEOUT, Lab, podnet, run
 from test_net import (fixture_lab, test_calico, test_classifier, test_close_restores,
                       test_dhcp_stays_on_the_tap, test_killed, test_machines_on_one_parent,
@@ -24,6 +26,24 @@ __all__ = ("fixture_lab", "test_calico", "test_classifier", "test_close_restores
 
 WHY_NOT = why_not() or test_net.WHY_NOT
 pytestmark = [pytest.mark.debian, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
+
+# What a guest's cloud-init makes of a network-config, for each way to set up a network but netplan, which is
+# handed the file as it is.
+RENDER = """
+import glob, json, os, sys
+from cloudinit import distros
+from cloudinit.net import eni, network_manager, network_state, networkd, sysconfig
+
+config, made = json.load(sys.stdin), {}
+for kind, module in (("eni", eni), ("network-manager", network_manager), ("networkd", networkd),
+                     ("sysconfig", sysconfig)):
+    configs = distros.fetch("rhel" if kind == "sysconfig" else "debian").renderer_configs
+    module.Renderer(configs.get(kind)).render_network_state(
+        network_state.parse_net_config_data(config), target="/run/" + kind)
+    files = [p for p in glob.glob("/run/" + kind + "/**", recursive=True) if os.path.isfile(p)]
+    made[kind] = "".join(open(p).read() for p in files)
+json.dump(made, sys.stdout)
+"""
 
 ATTACHMENT = {"type": "bridge", "ipam": {"type": "static"}}
 MIB = 1 << 20
@@ -151,12 +171,64 @@ def test_iperf(debian):
         assert iperf(debian.far, address, *args) >= least
 
 
+def test_vhost(debian):
+    """The node's kernel moves the frames, where it can."""
+    made = re.findall(r"net\.(\w+): tap [^,]*, MAC \S{17}(, vhost-net)?", debian.machine.errors())
+    assert len(made) == 2
+    assert all(bool(vhost) == os.path.exists("/dev/vhost-net") for _, vhost in made), made
+
+
+def test_checksums(debian):
+    """Filled in for a pod's link that does none, and looked at by a guest whose peer's link does none."""
+    for ends in ([debian.pod], [debian.pod, debian.far]):
+        for end in ends:
+            end("ethtool", "-K", "eth0", "tx", "off", "gso", "off", "tso", "off")
+        for least, *args in ((MIB // 2, "-n", "1M"), (MIB // 2, "-6", "-n", "1M", "-R"),
+                             (1, "-n", "200K", "-u", "-b", "1M"),
+                             (1, "-6", "-n", "200K", "-u", "-b", "1M", "-R")):
+            debian.machine.sh("iperf3 -s -D --one-off >/dev/null; "
+                              "until ss -Hltn sport = 5201 | grep -q .; do sleep 0.1; done")
+            address = debian.pod.address(6 if "-6" in args else 4)
+            assert iperf(debian.far, address, *args) >= least
+    for family in ("Tcp", "Udp"):
+        counted = [line.split() for line in debian.machine.sh(
+            f"grep ^{family}: /proc/net/snmp").splitlines()]
+        assert dict(zip(*counted))["InCsumErrors"] == "0"
+
+
 def test_second_nic(debian):
     """The pod beside it sees the pod's address and the pod's MAC address."""
     run(*debian.other.prefix, "ping", "-c", "2", "-i", "0.2", "-W", TIMEOUT, "191.168.1.1")
     neighbours = debian.other.json("ip", "-j", "neigh", "show", "191.168.1.1")
     assert [n["lladdr"] for n in neighbours] == [debian.mac("net1")]
     debian.machine.sh("ping -c 2 -W 30 191.168.1.2")
+
+
+@contextlib.contextmanager
+def guests_root():
+    """The guest's root file system, with a /run that can be written."""
+    with scratch_dir() as directory, debian_pod.loop_device(f"{IMAGE}/root.ext4") as device:
+        host("mount", "-o", "ro,noload", device, directory)
+        host("mount", "-t", "tmpfs", "run", f"{directory}/run")
+        try:
+            yield directory
+        finally:
+            host("umount", f"{directory}/run")
+            host("umount", directory)
+
+
+def test_cloud_init_renders_it(lab, tmp_path):
+    """Every way to set up a network, from a pod whose routes have no gateway: IPv4 by DHCP, IPv6 as told."""
+    pod = lab.pod()
+    test_net.ptp(lab, pod)
+    run(*podnet(pod, *test_net.TOLD, "--config", tmp_path / "network-config"), "true")
+    with guests_root() as root:
+        made = json.loads(host("chroot", root, "/usr/bin/python3", "-c", RENDER, input=json.dumps(
+            yaml.safe_load((tmp_path / "network-config").read_text()))))
+    assert len(made) == 4
+    for kind, text in made.items():
+        assert pod.address(6) + "/128" in text, f"{kind}: {text}"
+        assert re.search("dhcp|DHCP=ipv4|method=auto", text), f"{kind}: {text}"
 
 
 def test_end(debian):

@@ -1,7 +1,8 @@
 """test_debian_pod.py - a pod that is a Debian machine, on a real containerd with real CNI plugins
 
-One guest is looked at from all sides: two vCPUs, three disks, a bridge with IPv6, an ipvlan and a macvlan
-network, each with an MTU of its own. Others have a shell for their init, which is there much sooner.
+One guest is looked at from all sides: two vCPUs, three disks, a virtio console, a bridge with IPv6, an ipvlan
+and a macvlan network, each with an MTU of its own. It gets its addresses by DHCP at first, and from cloud-init
+after its reboot. Others have a shell for their init, which is there much sooner.
 """
 import contextlib
 import json
@@ -29,6 +30,26 @@ LINKS = {"net1": ("ipvlan", "l2", 9000, "eth1"), "net2": ("macvlan", "bridge", 1
 PARENT = {nic: f"cor{nic}p{os.getpid()}" for nic in LINKS}
 NETWORK = {nic: f"10.{125 + i}.{os.getpid() % 250}" for i, nic in enumerate(LINKS)}
 SHELL = {"vm.coracle.dev/kernel-args": "init=/bin/sh"}
+CLOUD_INIT = {"vm.coracle.dev/cloud-init-from": "/cidata"}
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f pilot@test"
+# Of cloud-init's modules those that work on this: each is a second or more of an emulated guest's time.
+USER_DATA = f"""\
+#cloud-config
+cloud_init_modules: [write-files, set_hostname, users-groups]
+cloud_config_modules: [runcmd]
+cloud_final_modules: [scripts-user]
+users:
+  - name: pilot
+    shell: /bin/sh
+    ssh_authorized_keys: ["{KEY}"]
+write_files:
+  - path: /etc/from-user-data
+    permissions: "0640"
+    content: |
+      äöü
+runcmd:
+  - cat /var/lib/cloud/data/instance-id >>/root/instances
+"""
 
 
 def attachment(nic, leases):
@@ -65,15 +86,15 @@ class Machine:
     def __init__(self, stack, node, claims):
         self.node, self.claims = node, dict(claims)
         secret = stack.enter_context(scratch_dir())
-        self.user_data = "#cloud-config\nhostname: debian\n"
         with open(f"{secret}/user-data", "w", encoding="utf-8") as f:
-            f.write(self.user_data)
-        self.pod = Pod(node, {"vm.coracle.dev/cloud-init-from": "/cidata"}).run()
+            f.write(USER_DATA)
+        self.pod = Pod(node, {**CLOUD_INIT, "vm.coracle.dev/console": "virtio"}).run()
         stack.callback(self.pod.remove)
         # The root disk is the first one, wherever it is in the spec.
         self.pod.start(devices=claims[::-1], mounts=[("/cidata", secret)], memory=MEMORY,
                        cpus=2, stdin=True, tty=True)
         self.console = stack.enter_context(contextlib.closing(debian_pod.Console(self.pod)))
+        self.resize(100, 40)
         self.console.login()
         self.sh = self.console.sh
         self.sh("mount -o ro /dev/disk/by-label/cidata /mnt")
@@ -88,6 +109,10 @@ class Machine:
         self.sh(f"ip addr add {address} dev eth0 nodad && ip -6 route replace default via {gateway} "
                 "dev eth0")
         self.six = address.split("/", maxsplit=1)[0]
+
+    def resize(self, cols, rows):
+        """As kubectl does when its terminal's window has another size."""
+        self.console.attached.write(b'{"Width":%d,"Height":%d}' % (cols, rows), channel=4)
 
 
 @pytest.fixture(scope="class", name="debian")
@@ -111,6 +136,14 @@ class TestOneGuest:
         assert 0.9 * MEMORY < total < MEMORY
         assert debian.sh("nproc") == "2"
 
+    def test_console(self, debian):
+        """The login is on hvc0, the kernel's console, and as large as the window of who looks."""
+        assert debian.sh("tty") == "/dev/hvc0"
+        assert debian.sh("cat /proc/consoles").startswith("hvc0 ")
+        for cols, rows in ((100, 40), (132, 43)):
+            debian.resize(cols, rows)
+            debian.sh(f'until [ "$(stty size)" = "{rows} {cols}" ]; do sleep 0.1; done')
+
     def test_stats(self, debian):
         stats = debian.node.cri("ContainerStats", container_id=debian.pod.container).stats
         assert 100 * MIB < stats.memory.working_set_bytes.value < MEMORY + 32 * MIB
@@ -123,7 +156,7 @@ class TestOneGuest:
         assert debian.sh("blockdev --getsize64 /dev/vdb") == str(64 * MIB)
 
     def test_cloud_init(self, debian):
-        assert debian.sh("cat /mnt/user-data") + "\n" == debian.user_data
+        assert debian.sh("cat /mnt/user-data") + "\n" == USER_DATA
         assert f"local-hostname: {debian.pod.name}" in debian.sh("cat /mnt/meta-data").splitlines()
         assert debian.sh("umount /mnt; blockdev --getro /dev/vdc") == "1"
 
@@ -153,6 +186,16 @@ class TestOneGuest:
         ping(debian.pod.ip(), "-M", "do", "-s", 1400 - 28)
         ping(debian.six, "-6", "-M", "do", "-s", 1400 - 48)
 
+    def test_vhost(self, debian):
+        """Where the node has it, its kernel moves the frames, by a thread for each pair of queues."""
+        has = os.path.exists("/dev/vhost-net")
+        workers = {d["name"]: d.get("worker") for d in debian.node.info()["devices"]
+                   if d["type"] == "virtio-net"}
+        assert workers == {f"net.{nic}": "vhost-net" if has else None for nic in ("eth0", *LINKS)}
+        pid = debian.pod.pid()
+        kernels = host("ps", "-eL", "-o", "comm=").split("\n").count(f"vhost-{pid}")
+        assert kernels == (2 * len(workers) if has else 0)
+
     @pytest.mark.parametrize("nic", LINKS)
     def test_other_links(self, debian, nic):
         """A container on the same parent sees the pod's own address."""
@@ -166,6 +209,10 @@ class TestOneGuest:
             own, = (a.split("/")[0] for a in debian.nics[nic]["addresses"])
             ping(own, "-M", "do", "-s", mtu - 28, prefix=peer.prefix)
             debian.sh(f"ping -c 2 -W 30 -M do -s {mtu - 28} {NETWORK[nic]}.200")
+            debian.sh("iperf3 -s -D --one-off >/dev/null; "
+                      "until ss -Hltn sport = 5201 | grep -q .; do sleep 0.1; done")
+            report = json.loads(peer("iperf3", "-J", "-c", own, "-n", "2M", "-w", "128K", "-R"))
+            assert "error" not in report and report["end"]["sum_received"]["bytes"] >= MIB
         finally:
             peer.remove()
 
@@ -193,7 +240,8 @@ class TestOneGuest:
 
     def test_reboot(self, debian):
         """It stays the same pod, and its console goes on."""
-        debian.sh("echo written >/root/file && echo written >/dev/vdb && sync")
+        debian.sh("echo written >/root/file && echo written >/dev/vdb && "
+                  "rm /etc/systemd/system-generators/cloud-init-generator && sync")
         pid = debian.pod.pid()
         debian.console.send(b"systemctl reboot\n")
         debian.console.login()
@@ -202,13 +250,47 @@ class TestOneGuest:
         until("it has its address again", lambda: debian.pod.ip() in debian.sh("ip addr"), COMMAND)
         ping(debian.pod.ip())
 
+    def test_user_data(self, debian):
+        debian.sh("until [ -e /run/cloud-init/result.json ]; do sleep 0.2; done", BOOT)
+        result = json.loads(debian.sh("cat /run/cloud-init/result.json"))["v1"]
+        assert result["errors"] == [] and "DataSourceNoCloud" in result["datasource"]
+        assert debian.sh("grep -E 'WARN|Traceback|ERROR' /var/log/cloud-init.log || true") == ""
+        assert debian.sh("hostname") == debian.pod.name
+        assert debian.sh("stat -c %a /etc/from-user-data; cat /etc/from-user-data") == "640\näöü"
+        assert debian.sh("cd ~pilot/.ssh && stat -c '%a %U' . authorized_keys && cat authorized_keys") == \
+            f"700 pilot\n600 pilot\n{KEY}"
+        assert debian.sh("cat /root/instances") == debian.pod.config["metadata"]["uid"]
+
+    @pytest.mark.parametrize("name", ["eth0", *LINKS])
+    def test_network_config(self, debian, name):
+        """All that the pod's link has, under its name there, and nothing by DHCP."""
+        link, = debian.pod.ip_json("addr", "show", "dev", name)
+        guest, = json.loads(debian.sh(f"ip -j addr show dev {name}"))
+        assert [guest[k] for k in ("address", "mtu")] == [link[k] for k in ("address", "mtu")]
+
+        def addresses(of):
+            return {(a["local"], a["prefixlen"]) for a in of["addr_info"] if a["scope"] == "global"}
+
+        assert addresses(guest) == addresses(link)
+        assert not any(a.get("dynamic") for a in guest["addr_info"])
+        index = guest["ifindex"]
+        told = debian.sh(f"cat /run/systemd/netif/links/{index}").splitlines()
+        assert "DNS=192.0.2.53" in told and "DOMAINS=example.test" in told
+        assert debian.sh(f"test ! -e /run/systemd/netif/leases/{index}") == ""
+
+    def test_default_route(self, debian):
+        route, = json.loads(debian.sh("ip -j route show default"))
+        assert route["gateway"] == debian.pod.ip_json("route", "show", "default")[0]["gateway"]
+        ping(debian.pod.ip(), "-M", "do", "-s", 1400 - 28)
+        ping(debian.six, "-6", "-M", "do", "-s", 1400 - 48)
+
     def test_end(self, debian):
         """`kubectl delete` presses the power button; the guest shuts down by itself."""
         debian.pod.stop(timeout=COMMAND)
         status = debian.pod.ended()
         assert (status.exit_code, status.reason) == (0, "Completed")
         assert_clean(debian.claims[ROOT])
-        assert len(re.findall(r"^Debian GNU/Linux .* ttyS0", debian.pod.log(), re.M)) == 2
+        assert len(re.findall(r"^Debian GNU/Linux .* hvc0", debian.pod.log(), re.M)) == 2
         debian.pod.remove()
         debian.node.check_clean()
 
@@ -221,14 +303,32 @@ def shell(pod):
     return console
 
 
+def cloud_init(console):
+    """What its services do at a start, without systemd. The instances it has been so far."""
+    console.sh("rm -rf /run/cloud-init; export PATH=/usr/sbin:/usr/bin; "
+               "cloud-init init --local && cloud-init init && cloud-init modules --mode config && "
+               "cloud-init modules --mode final", BOOT)
+    return console.sh("cat /root/instances").splitlines()
+
+
 def test_the_next_pod_of_the_claims(pods, claims):
-    """It finds what the last one has written. And it takes no notice of the power button."""
-    pod = pods(SHELL).start(devices=claims, stdin=True, tty=True)
-    console = shell(pod)
-    assert console.sh("cat /root/file; head -c 8 /dev/vdb") == "written\nwritten"
-    pod.stop(timeout=2)
-    assert pod.ended().exit_code == 137
-    console.close()
+    """It finds what the last one has written, and is another instance to cloud-init, once. And it takes
+    no notice of the power button."""
+    with scratch_dir() as secret:
+        with open(f"{secret}/user-data", "w", encoding="utf-8") as f:
+            f.write(USER_DATA + "hostname: another\n")
+        pod = pods({**SHELL, **CLOUD_INIT}).start(devices=claims, mounts=[("/cidata", secret)], stdin=True,
+                                                  tty=True)
+        console = shell(pod)
+        assert console.sh("cat /root/file; head -c 8 /dev/vdb") == "written\nwritten"
+        first, = console.sh("cat /root/instances").splitlines()
+        assert cloud_init(console) == [first, pod.config["metadata"]["uid"]]
+        assert console.sh("hostname") == "another"
+        assert f"Address={pod.ip()}/" in console.sh("cat /etc/systemd/network/10-cloud-init-eth0.network")
+        assert cloud_init(console) == [first, pod.config["metadata"]["uid"]]
+        pod.stop(timeout=2)
+        assert pod.ended().exit_code == 137
+        console.close()
 
 
 def small_root(directory):
