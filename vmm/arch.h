@@ -156,12 +156,13 @@ struct state_buf;
 struct state_desc;
 
 /*
- * What the guest has seen of its processor, and the processor made from it again: -EINVAL naming what
- * this host lacks. The bytes may be hostile.
+ * What the guest has seen of its processor, and the processor made from it again. The bytes may be
+ * hostile. Before any vCPU is loaded arch_cpu_check() has to say that this host can be it: -EINVAL
+ * naming what it lacks.
  */
 int arch_cpu_save(const struct arch_cpu *c, struct state_buf *out, struct err *err);
-struct arch_cpu *arch_cpu_load(int kvm_fd, unsigned ncpus, const void *data, size_t len,
-			       struct err *err);
+struct arch_cpu *arch_cpu_load(unsigned ncpus, const void *data, size_t len, struct err *err);
+int arch_cpu_check(struct arch_cpu *c, int kvm_fd, struct err *err);
 
 /* One moment by all clocks: what passes between looks at them is in none of them. */
 struct arch_moment {

@@ -209,7 +209,7 @@ static int init_vcpus(struct vm *vm, struct err *err)
 /* The kernel loaded and vCPU threads parked. */
 static int power_on(struct vm *vm, struct err *err)
 {
-	int rc = make_kvm_vm(vm, err);
+	int rc = vm->fd < 0 ? make_kvm_vm(vm, err) : 0; /* after a reset */
 
 	if (!rc)
 		rc = notify_set_vm(&vm->notify, vm->fd, err);
@@ -279,18 +279,14 @@ int vm_start(struct vm *vm, struct err *err)
 
 int vm_prepare(struct vm *vm, struct err *err)
 {
-	int rc = make_kvm_vm(vm, err);
-
-	return rc ? rc : init_vcpus(vm, err);
+	return init_vcpus(vm, err);
 }
 
 int vm_start_loaded(struct vm *vm, struct stream *state, enum vm_clock clock, bool paused,
 		    struct err *err)
 {
-	int rc = vm->fd < 0 ? make_kvm_vm(vm, err) : 0;
+	int rc;
 
-	if (rc)
-		return rc;
 	quiesce(vm);
 	rc = vm_state_load(vm, state, clock, err);
 	/*
@@ -544,11 +540,68 @@ static int make_cpu(struct vm *vm, const struct vm_header *from, struct err *err
 	const struct config *c = vm->config;
 
 	if (from) {
-		vm->cpu = arch_cpu_load(vm->kvm.fd, c->cpus, from->cpu, from->cpu_len, err);
+		vm->cpu = arch_cpu_load(c->cpus, from->cpu, from->cpu_len, err);
 		return vm->cpu ? 0 : err_prefix(err, "section cpu");
 	}
 	vm->cpu = arch_cpu_new(vm->kvm.fd, cpu_model(c->cpu), c->cpus, err);
 	return vm->cpu ? 0 : err_prefix(err, "--cpu");
+}
+
+/* All but the KVM VM. */
+static int build_devices(struct vm *vm, const struct vm_header *from, struct err *err)
+{
+	int rc = from ? arch_cpu_check(vm->cpu, vm->kvm.fd, err) : 0;
+
+	if (rc)
+		return err_prefix(err, "section cpu");
+	rc = event_init(&vm->request, err);
+	if (rc)
+		return rc;
+	rc = loop_add(vm->loop, &vm->request_watch, vm->request.fd, EPOLLIN, on_request);
+	if (rc)
+		return err_set_sys(err, rc, "cannot watch the machine's requests");
+	vm->job = job_new(vm, err);
+	if (!vm->job)
+		return err->code;
+	rc = notify_init(&vm->notify, vm->kvm.any_length_kicks, on_wire_power, vm, err);
+	if (rc)
+		return rc;
+	return machine_build(vm, err);
+}
+
+/* The KVM VM, made beside the rest. */
+struct maker {
+	struct vm *vm;
+	struct err err;
+	int rc;
+};
+
+static void *make_beside(void *arg)
+{
+	struct maker *m = arg;
+
+	m->rc = make_kvm_vm(m->vm, &m->err);
+	return NULL;
+}
+
+/*
+ * Making a KVM VM is waiting, mostly: for the kernel's readers of what is changed, and while it clears its
+ * books on a large memory. Meanwhile the host is asked what its processors can do, and devices are made.
+ */
+static int build_both(struct vm *vm, const struct vm_header *from, struct err *err)
+{
+	struct maker m = { .vm = vm };
+	pthread_t thread;
+	int rc = pthread_create(&thread, NULL, make_beside, &m);
+
+	if (rc)
+		return err_set_sys(err, rc, "cannot start a thread");
+	rc = build_devices(vm, from, err);
+	pthread_join(thread, NULL);
+	if (rc || !m.rc)
+		return rc;
+	*err = m.err;
+	return m.rc;
 }
 
 /* @from NULL: power on; else a state is loaded afterwards, and its RAM may be in @memory_fd. */
@@ -575,21 +628,7 @@ static int build(struct vm *vm, const struct vm_header *from, int memory_fd, str
 			       "section header: it has %llu bytes of RAM, its machine %llu",
 			       (unsigned long long)from->ram, (unsigned long long)c->memory);
 	rc = make_memory(vm, memory_fd, err);
-	if (rc)
-		return rc;
-	rc = event_init(&vm->request, err);
-	if (rc)
-		return rc;
-	rc = loop_add(vm->loop, &vm->request_watch, vm->request.fd, EPOLLIN, on_request);
-	if (rc)
-		return err_set_sys(err, rc, "cannot watch the machine's requests");
-	vm->job = job_new(vm, err);
-	if (!vm->job)
-		return err->code;
-	rc = notify_init(&vm->notify, vm->kvm.any_length_kicks, on_wire_power, vm, err);
-	if (rc)
-		return rc;
-	return machine_build(vm, err);
+	return rc ? rc : build_both(vm, from, err);
 }
 
 struct vm *vm_new(const struct config *c, struct loop *main_loop, vm_event_fn on_event,

@@ -121,8 +121,8 @@ struct vm *vm_new_from(const struct config *c, const struct vm_header *h, int me
 		       struct loop *main_loop, vm_event_fn on_event, void *opaque, struct err *err);
 
 /*
- * Before vm_start_loaded(): the KVM VM and its vCPUs, nothing loaded. Receivers of a migration call it
- * early, for what it refuses and for the time it takes; a restore does not need to.
+ * Before vm_start_loaded(): vCPUs as at power-on. Receivers of a migration call it early, for what KVM
+ * refuses of the guest's processor; a restore does not need to.
  */
 int vm_prepare(struct vm *vm, struct err *err);
 

@@ -221,12 +221,11 @@ void vm_header_fini(struct vm_header *h)
 
 int vm_check_cpu(const struct kvm *kvm, const struct vm_header *h, struct err *err)
 {
-	struct arch_cpu *c = arch_cpu_load(kvm->fd, 1, h->cpu, h->cpu_len, err);
+	struct arch_cpu *c = arch_cpu_load(1, h->cpu, h->cpu_len, err);
+	int rc = c ? arch_cpu_check(c, kvm->fd, err) : err->code;
 
-	if (!c)
-		return err->code;
 	arch_cpu_free(c);
-	return 0;
+	return rc;
 }
 
 /* ---- saving ---- */

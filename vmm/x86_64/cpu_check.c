@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fd.h"
 #include "base/log.h"
 #include "vmm/x86_64/cpu.h"
 #include "vmm/x86_64/regs.h"
@@ -178,26 +179,20 @@ int arch_cpu_save(const struct arch_cpu *c, struct state_buf *out, struct err *e
 	return rc ? err_set(err, ENOMEM, "out of memory for the processor's state") : 0;
 }
 
-static int load(int kvm_fd, struct arch_cpu *c, const void *data, size_t len, struct err *err)
+static int load(struct arch_cpu *c, const void *data, size_t len, struct err *err)
 {
-	struct cpuid_regs *r = calloc(1, sizeof(*r));
-	int rc;
+	cleanup_free struct cpuid_regs *r = calloc(1, sizeof(*r));
 
 	if (!r)
 		return err_set(err, ENOMEM, "out of memory for the processor's state");
-	rc = cpu_ask_host(kvm_fd, c, err);
+	int rc = state_load_new(&cpuid_state, r, NULL, data, len, err);
+
 	if (!rc)
-		rc = state_load_new(&cpuid_state, r, NULL, data, len, err);
-	if (!rc) {
 		cpuid_from_regs(r, &c->leaves);
-		rc = cpu_check_leaves(c, &c->leaves, err);
-	}
-	free(r);
 	return rc;
 }
 
-struct arch_cpu *arch_cpu_load(int kvm_fd, unsigned ncpus, const void *data, size_t len,
-			       struct err *err)
+struct arch_cpu *arch_cpu_load(unsigned ncpus, const void *data, size_t len, struct err *err)
 {
 	struct arch_cpu *c = calloc(1, sizeof(*c));
 
@@ -205,11 +200,18 @@ struct arch_cpu *arch_cpu_load(int kvm_fd, unsigned ncpus, const void *data, siz
 		err_set(err, ENOMEM, "out of memory");
 		return NULL;
 	}
-	if (load(kvm_fd, c, data, len, err)) {
+	if (load(c, data, len, err)) {
 		free(c);
 		return NULL;
 	}
 	c->ncpus = ncpus;
 	c->phys_bits = cpu_phys_bits(&c->leaves);
 	return c;
+}
+
+int arch_cpu_check(struct arch_cpu *c, int kvm_fd, struct err *err)
+{
+	int rc = cpu_ask_host(kvm_fd, c, err);
+
+	return rc ? rc : cpu_check_leaves(c, &c->leaves, err);
 }
