@@ -66,12 +66,16 @@ struct gmem {
 	size_t log_size; /* bytes, whole pages */
 };
 
-/* Dirty logging needs it. As long as there is one thread it costs nothing, later some milliseconds. */
 static int register_barrier(void)
 {
 	return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) < 0 ?
 		       -errno :
 		       0;
+}
+
+void gmem_prepare(void)
+{
+	register_barrier(); /* if it fails, so does the next try, which tells */
 }
 
 struct gmem *gmem_new(struct err *err)
@@ -83,7 +87,6 @@ struct gmem *gmem_new(struct err *err)
 		return NULL;
 	}
 	m->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	register_barrier(); /* if it fails, so does the next try, which tells */
 	return m;
 }
 

@@ -35,6 +35,9 @@ enum gmem_pages {
 	GMEM_PAGES_HUGE,        /* MAP_HUGETLB 2 MiB; refused when the host has too few */
 };
 
+/* Before the process's first thread: what dirty logging wants of the kernel takes milliseconds later. */
+void gmem_prepare(void);
+
 struct gmem *gmem_new(struct err *err);
 void gmem_free(struct gmem *m);
 

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/fd.h"
+#include "base/guest_memory.h"
 #include "base/log.h"
 #include "vmm/control.h"
 #include "vmm/exit_status.h"
@@ -48,6 +49,7 @@ static int watch_signals(struct runner *r, struct err *err)
 void runner_prepare(void)
 {
 	sandbox_prepare();
+	gmem_prepare();
 }
 
 int runner_open(struct runner *r, const struct config *c, struct err *err)
