@@ -152,15 +152,31 @@ void last_signal_free(struct last_signal *s)
 	free(s);
 }
 
-void last_signal_removes(struct last_signal *s, const char *const *paths, unsigned n)
+struct names {
+	struct last_signal *s;
+	const char *const *paths;
+	unsigned n;
+};
+
+static void remember(void *arg)
 {
-	for (unsigned i = 0; i < n && i < PATHS_MAX; i++) {
+	const struct names *names = arg;
+
+	for (unsigned i = 0; i < names->n && i < PATHS_MAX; i++) {
+		const char *path = names->paths[i];
 		struct stat st;
 
-		if (!paths[i] || lstat(paths[i], &st))
+		if (!path || lstat(path, &st))
 			continue;
-		s->remove[i].path = strdup(paths[i]);
-		s->remove[i].dev = st.st_dev;
-		s->remove[i].ino = st.st_ino;
+		names->s->remove[i].path = strdup(path);
+		names->s->remove[i].dev = st.st_dev;
+		names->s->remove[i].ino = st.st_ino;
 	}
+}
+
+void last_signal_removes(struct last_signal *s, const char *const *paths, unsigned n)
+{
+	struct names names = { s, paths, n };
+
+	loop_call(s->own, remember, &names);
 }

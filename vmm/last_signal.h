@@ -18,7 +18,7 @@ struct last_signal *last_signal_new(struct loop *main, void (*on_signal)(void *o
 				    void *opaque, struct err *err);
 void last_signal_free(struct last_signal *s); /* NULL is fine; @main does not run any more */
 
-/* Sockets and links that are ours by now, removed when the end is that one. NULL: none. Copied. */
+/* Sockets and links that are ours by now, removed when the end is that one. NULL: none. Copied. Once. */
 void last_signal_removes(struct last_signal *s, const char *const *paths, unsigned n);
 
 #endif
