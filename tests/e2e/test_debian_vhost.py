@@ -13,7 +13,7 @@ import subprocess
 import pytest
 
 from coracle import PROGRAM, Coracle, guest, verdicts, why_no_kvm
-from debian import needs
+from debian import BOOT, IMAGE, Debian, host, needs, scratch_dir, why_not
 from migration import Hold, Proxy, Target, guest_memory
 from netns import echo, network_namespace
 
@@ -220,3 +220,37 @@ def test_cancelled_migration(inside, tmp_path):
                 hold.release("cut")
                 assert process.wait() != 0
         good_end(m)
+
+
+def up(m):
+    """The NIC of a kernel that has just started, and frames from the host and back."""
+    m.sh("mount -t sysfs none /sys; mount -t proc none /proc; mount -t tmpfs none /run; "
+         "modprobe virtio_net; n=$(ls /sys/class/net | grep -v lo); "
+         "ip link set $n up; ip addr add 192.0.2.2/24 dev $n")
+    host("ping", "-c", 3, "-i", 0.2, "-W", 60, "192.0.2.2")
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_kexec():
+    """A kernel that starts another, without a firmware in between, gives its rings back and takes new ones."""
+    with scratch_dir() as d, contextlib.ExitStack() as stack:
+        disks = []
+        for name in ("vmlinuz", "initrd.img"):
+            data = (IMAGE / name).read_bytes()
+            path = pathlib.Path(d, name)
+            path.write_bytes(data + bytes(-len(data) % 512))
+            disks += ["--disk", f"{path},read-only=on"]
+        m = stack.enter_context(Debian(
+            "--net", "tap=kexec0,addr=192.0.2.1/24,vhost=on", *disks, init="/bin/sh", memory="384M"))
+        m.shell.prompt(BOOT)
+        up(m)
+        m.sh("cp /dev/vdb /run/k; cp /dev/vdc /run/i; perl -e 'open(K, \"</run/k\"); "
+             "open(I, \"</run/i\"); $c = \"console=ttyS0 root=/dev/vda rw quiet init=/bin/sh second=kernel\\0\"; "
+             "exit(syscall(320, fileno(K), fileno(I), length($c), $c, 0) != 0)'")  # kexec_file_load
+        m.send(b"perl -e 'syscall(169, 0xfee1dead, 672274793, 0x45584543, 0)'\n")  # reboot, into it
+        m.shell.prompt(BOOT)
+        up(m)
+        assert "second=kernel" in m.sh("cat /proc/cmdline")
+        assert has_vhost(m) and "served by this process" not in m.errors(), m.errors()
+        m.send(b"poweroff -ff\n")
+        assert m.wait() == 0, m.story()
