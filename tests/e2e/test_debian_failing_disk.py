@@ -238,21 +238,23 @@ def test_end(debian):
 @pytest.fixture(name="hung")
 def fixture_hung():
     with contextlib.ExitStack() as stack:
-        disk = Mapped(stack, stack.enter_context(scratch_dir()), "hung")
-        stack.callback(host, "dmsetup", "resume", disk.name)
-        yield disk
+        yield Mapped(stack, stack.enter_context(scratch_dir()), "hung")
 
 
+@contextlib.contextmanager
 def with_requests_in_hand(disk, options):
-    """A machine whose disk has stopped to answer in the middle of its work."""
-    m = Coracle("--kernel", guest("churn"), "--memory", "8M", "--disk", f"{disk.path},id=d{options}",
-                "--cmdline", "depth=8")
-    m.line("ready")
-    host("dmsetup", "suspend", "--nolockfs", disk.name)
-    before = after = None
-    while before is None or before != after:
-        before, after = after, m.call("stats")["devices"]["disk.d"]
-    return m
+    """A machine whose disk has stopped to answer in the middle of its work, and answers in the end."""
+    with Coracle("--kernel", guest("churn"), "--memory", "8M", "--disk", f"{disk.path},id=d{options}",
+                 "--cmdline", "depth=8") as m:
+        m.line("ready")
+        host("dmsetup", "suspend", "--nolockfs", disk.name)
+        try:
+            before = after = None
+            while before is None or before != after:
+                before, after = after, m.call("stats")["devices"]["disk.d"]
+            yield m
+        finally:
+            host("dmsetup", "resume", disk.name)
 
 
 def assert_gone(m, disk):
