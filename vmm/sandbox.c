@@ -139,12 +139,14 @@ int sandbox_filter(struct err *err)
 void sandbox_prepare(void)
 {
 	mallopt(M_ARENA_MAX, 1);
+	/* Every thread has it from its maker: to tell those that are there takes 0.1 ms. */
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
 int sandbox_drop(const char *const *sockets, unsigned n, struct err *err)
 {
-	if (psx_syscall(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-		return err_set_sys(err, errno, "cannot set no_new_privs");
+	if (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1)
+		return err_set(err, EPERM, "cannot set no_new_privs");
 	int rc = drop_capabilities(err);
 
 	return rc || !SANDBOX_FILTER ? rc : sandbox_paths(sockets, n, err);

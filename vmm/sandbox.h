@@ -6,7 +6,7 @@
 
 #include "base/err.h"
 
-/* Before the first thread: keep the C library from opening files later on. */
+/* Before the first thread: no_new_privs, and the C library kept from opening files later on. */
 void sandbox_prepare(void);
 
 /*
