@@ -124,6 +124,7 @@ def test_there_and_back(transport, cpus):
         machine = stack.enter_context(Debian(
             "--cpus", cpus, "--transport", transport, "--net", "tap=ctmig0,id=net0",
             root=f"{root},id=disk0", memory="256M"))
+        assert machine.err.wait_for(lambda said: b"tap ctmig0" in said or None, 60), machine.story()
         plug("ctmig0", br)
         machine.login()
         shell = machine.shell
