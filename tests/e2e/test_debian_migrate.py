@@ -96,16 +96,19 @@ def hop(stack, machine, number, directory, root, transport_tap):
     return target, shell
 
 
-def too_fast(machine, directory, root):
-    """Over a link that does not carry what it writes it stays where it is, and the figures say why."""
+def too_fast(machine, shell, directory, root):
+    """Over a link that does not carry what it writes it stays where it is, and the figures say why. It
+    writes so much that no round is short: in a short one it may not have had its turn on the host."""
+    shell.sh("(while [ ! -e /run/enough ]; do "
+             "dd if=/dev/zero of=/dev/shm/much bs=1M count=24 conv=notrunc status=none; done) & :")
     said = ""
-    for seconds in (30, 60, 120, 240):  # the first round has to be over by then, on whatever host
+    for seconds in (60, 120, 240):  # the first round has to be over by then, on whatever host
         address = f"unix:{directory}/slow{seconds}"
         with Coracle("--incoming", address, "--disk", f"id=disk0,path={root}",
                      "--net", "id=net0,tap=ctmigslow") as target:
             assert target.err.wait_for(lambda d: b"waiting for a machine" in d or None, 60), target.story()
             done = subprocess.run([PROGRAM, "ctl", machine.socket_path, "migrate", address, "--bandwidth",
-                                   "32MiB/s", "--downtime-ms", "1", "--timeout", f"{seconds}s"],
+                                   "16MiB/s", "--downtime-ms", "1", "--timeout", f"{seconds}s"],
                                   capture_output=True, text=True, check=False)
             assert done.returncode == 1 and target.wait() == 1, done.stderr + target.story()
         said = re.search(r"not done within \d+ s: the guest writes (\d+) MiB/s and (\d+) MiB/s get through, so "
@@ -113,8 +116,9 @@ def too_fast(machine, directory, root):
         if said:
             break
         assert "not done within the time allowed" in done.stderr
-    assert said and int(said[2]) <= 33 and int(said[3]) >= 1, done.stderr
+    assert said and int(said[2]) <= 17 and int(said[3]) >= 1, done.stderr
     assert machine.call("info")["state"] == "running"
+    shell.sh("touch /run/enough; wait %5; rm /dev/shm/much")
 
 
 @pytest.mark.parametrize("transport,cpus", [("pci", 2), ("mmio", 1)])
@@ -134,7 +138,7 @@ def test_there_and_back(transport, cpus):
         traffic = subprocess.Popen(["iperf3", "-c", GUEST, "-t", "3600", "-b", "2M"],
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if transport == "pci":
-            too_fast(machine, d, root)
+            too_fast(machine, shell, d, root)
         ahead = clock_ahead(shell)
         for i in range(1, HOPS + 1 if transport == "pci" else 2):
             machine, shell = hop(stack, machine, i, d, root, lambda n: f"ctmig{n}")
