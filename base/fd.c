@@ -102,3 +102,21 @@ int fd_pread_all(int fd, void *buf, size_t len, off_t at)
 	}
 	return 0;
 }
+
+ssize_t fd_read_to_end(int fd, void *buf, size_t room)
+{
+	size_t len = 0;
+
+	while (len < room) {
+		ssize_t n = read(fd, (char *)buf + len, room - len);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			break;
+		len += (size_t)n;
+	}
+	return (ssize_t)len;
+}

@@ -32,4 +32,7 @@ int fd_fill_standard(void);
 int fd_write_all(int fd, const void *buf, size_t len);
 int fd_pread_all(int fd, void *buf, size_t len, off_t at);
 
+/* To the end, however short its reads, but no more than @room. Bytes read, or -errno. */
+ssize_t fd_read_to_end(int fd, void *buf, size_t room);
+
 #endif

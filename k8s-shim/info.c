@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/fd.h"
 #include "k8s-shim/proto/info.pb-c.h"
@@ -24,29 +23,29 @@ static const char features[] = "{\"ociVersionMin\":\"1.0.0\",\"ociVersionMax\":\
 			       "\"cgroup\":{\"v1\":true,\"v2\":true,\"systemd\":true}}}";
 
 /* All of @fd, malloc'ed; NULL with @err. */
-static uint8_t *read_all(int fd, size_t *len, struct err *err)
+static uint8_t *read_options(int fd, size_t *len, struct err *err)
 {
-	uint8_t *bytes = malloc(OPTIONS_MAX);
-	ssize_t n = bytes ? 1 : 0;
+	cleanup_free uint8_t *bytes = malloc(OPTIONS_MAX);
 
-	*len = 0;
-	if (!bytes)
+	if (!bytes) {
 		err_set(err, ENOMEM, "out of memory");
-	while (n > 0 && *len < OPTIONS_MAX) {
-		n = read(fd, bytes + *len, OPTIONS_MAX - *len);
-		if (n > 0)
-			*len += (size_t)n;
-		else if (n < 0 && errno == EINTR)
-			n = 1;
+		return NULL;
 	}
-	if (n < 0)
-		err_set_sys(err, errno, "cannot read the runtime's options from standard input");
-	else if (n > 0)
+	ssize_t n = fd_read_to_end(fd, bytes, OPTIONS_MAX);
+
+	if (n < 0) {
+		err_set_sys(err, (int)n, "cannot read the runtime's options from standard input");
+		return NULL;
+	}
+	if (n == OPTIONS_MAX) {
 		err_set(err, E2BIG, "the runtime's options on standard input are too long");
-	if (!err->code)
-		return bytes;
-	free(bytes);
-	return NULL;
+		return NULL;
+	}
+	uint8_t *given = bytes;
+
+	*len = (size_t)n;
+	bytes = NULL;
+	return given;
 }
 
 static int print(const Pb__RuntimeInfo *info, int out, struct err *err)
@@ -68,7 +67,7 @@ int shim_info(int in, int out, struct err *err)
 	Pb__RuntimeVersion version = PB__RUNTIME_VERSION__INIT;
 	Pb__Any any = PB__ANY__INIT;
 	size_t len;
-	cleanup_free uint8_t *given = read_all(in, &len, err);
+	cleanup_free uint8_t *given = read_options(in, &len, err);
 
 	if (!given)
 		return 1;

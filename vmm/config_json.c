@@ -11,7 +11,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/fd.h"
 #include "vmm/json_util.h"
@@ -263,24 +262,18 @@ int config_from_json(struct config *c, const char *text, size_t len, struct err 
 	return r ? r : set_members(config_keys, c, c, o, "", err);
 }
 
-/* A whole file, however short its reads; at most CONFIG_JSON_MAX + 1 bytes. */
+/* A whole file; at most CONFIG_JSON_MAX + 1 bytes. */
 static int slurp(int fd, char **text, size_t *len, struct err *err)
 {
 	cleanup_free char *buf = malloc(CONFIG_JSON_MAX + 1);
 
 	if (!buf)
 		return err_set(err, ENOMEM, "out of memory");
-	for (*len = 0; *len <= CONFIG_JSON_MAX;) {
-		ssize_t n = read(fd, buf + *len, CONFIG_JSON_MAX + 1 - *len);
+	ssize_t n = fd_read_to_end(fd, buf, CONFIG_JSON_MAX + 1);
 
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return err_set_sys(err, errno, "cannot be read");
-		if (n == 0)
-			break;
-		*len += (size_t)n;
-	}
+	if (n < 0)
+		return err_set_sys(err, (int)n, "cannot be read");
+	*len = (size_t)n;
 	*text = buf;
 	buf = NULL;
 	return 0;
